@@ -1,0 +1,37 @@
+"""Floor 1: the few pytorch-metric-learning names this package depends on, in one place.
+
+A future major version of pytorch-metric-learning should need an edit of this file only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, LpDistance
+from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.miners import TripletMarginMiner
+from pytorch_metric_learning.samplers import MPerClassSampler
+from pytorch_metric_learning.utils import common_functions
+
+__all__ = [
+    "BaseDistance",
+    "BaseMetricLossFunction",
+    "CosineSimilarity",
+    "LpDistance",
+    "MPerClassSampler",
+    "TripletMarginMiner",
+    "numpy_random",
+]
+
+
+@contextmanager
+def numpy_random(generator: np.random.RandomState) -> Iterator[None]:
+    """Let pytorch-metric-learning draw from ``generator`` instead of NumPy's global stream."""
+    previous = common_functions.NUMPY_RANDOM
+    common_functions.NUMPY_RANDOM = generator
+    try:
+        yield
+    finally:
+        common_functions.NUMPY_RANDOM = previous

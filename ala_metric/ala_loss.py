@@ -1,0 +1,375 @@
+"""The drop-in: a loss that adapts its own parameters while a model trains with it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from . import baselines
+from ._arguments import check_parts, check_settings, usable_offsets
+from ._pml import BaseMetricLossFunction
+from ._ranks import on_rank_zero, rank
+from ._streams import preserved_random_streams
+from .controller import Controller, ControllerSettings, Policy, check_policy, discounted_mean, sign_reward
+from .types import AdaptiveLoss, Logger, Metric, Scheme, StepRecord
+
+Mode = Literal["paper", "fixed", "uniform", "random_walk", "random_static"]
+_STATE_KEYS = {"mode", "n_params", "beta", "statistics_width", "identities", "phi", "history", "scheme"} | {
+    "iterations",
+    "dropped",
+    "previous_error",
+    "errors",
+    "seconds",
+}
+
+
+class ALALoss(BaseMetricLossFunction):
+    r"""A loss whose parameters follow the validation metric (Adaptive Loss Alignment, Algorithm 1).
+
+    Calls are passed on to the wrapped loss unchanged. Every ``every`` training iterations the metric is
+    measured, the sign of its improvement rewards the previous action (Eq. 4 and 5), and the controller moves
+    each parameter by -beta, 0 or +beta.
+
+    Parameters
+    ----------
+    loss
+        Any module that fulfils :class:`AdaptiveLoss`.
+    metric
+        ``metric(outputs, targets) -> float`` with the attribute ``higher_is_better``.
+    validate
+        ``validate() -> (outputs, targets)`` of the validation set, usually ``training.embed``. Called without
+        grad; the global random streams are put back afterwards. Never use the test set.
+    total_steps
+        Training iterations of the whole run; the parameters stay as they are afterwards.
+    every
+        Iterations per controller step, the paper's K.
+    policy
+        Start from this policy (copied) instead of random weights.
+    seed
+        Of the controller's own random generator.
+    mode
+        ``"paper"``, or a control: ``"fixed"``, ``"uniform"``, ``"random_walk"``, ``"random_static"``.
+    beta
+        Step size.
+    gamma
+        Discount of Eq. 4.
+    offsets
+        When the metric is measured: iterations before the last of each K, or ``"all"``. Offsets that do
+        not fit into ``every`` are left out.
+    freeze
+        Act by the policy without training it.
+    step_on
+        ``"forward"``: one call is one iteration. ``"optimizer"``: call :meth:`step` after each optimiser step
+        (gradient accumulation, several calls per iteration).
+    logger
+        A :class:`Logger` or a callable; gets one dict per controller step.
+    settings
+        How the controller learns.
+
+    Raises
+    ------
+    TypeError
+        If loss, metric, validate, policy or logger lack what is needed.
+    ValueError
+        If a number is out of range, the mode unknown, or the policy made for another task.
+
+    Notes
+    -----
+    *Counting.* A call counts if the module is in training mode and gradients are enabled; under ``eval()``
+    or ``no_grad()`` this is a plain loss. Call n comes before optimiser step n, so what is measured "after
+    iteration n" is measured on entering call n + 1, and that call uses the new parameters. With
+    ``step_on="optimizer"`` it happens in :meth:`step`. The first controller step is after the first K
+    iterations and has no reward.
+
+    *Failures.* A metric or statistics that are not finite drop the episode: it is counted in ``dropped``,
+    gives no reward, and no action is taken until the next controller step. An error in ``validate`` or
+    ``metric`` is raised with the state as it was before the call.
+
+    *Processes.* Under torch.distributed rank 0 validates and decides, all ranks apply. Pass an unwrapped
+    model to ``validate``, which must not use collectives, and save the state on rank 0.
+
+    *Optional attributes of the loss.* ``statistics_width`` (statistics per parameter, else seen at the
+    first step), ``parameter_identity`` (True: the policy tells the parameters apart),
+    ``standardized_statistics`` (True: they are scale-free already), ``phi_vector`` (the parameters in the
+    order of ``phi_spec``, where ``phi`` has another size).
+
+    Attributes
+    ----------
+    history : list of StepRecord
+        One per controller step.
+    dropped : int
+        Controller steps without a usable metric.
+
+    Examples
+    --------
+    >>> from ala_metric import losses, metrics
+    >>> embeddings, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    >>> loss_fn = ALALoss(losses.DistanceMixtureLoss(), metrics.RecallAtK((1,)),
+    ...                   validate=lambda: (embeddings, labels), total_steps=10, every=2)
+    >>> for _ in range(5):
+    ...     value = loss_fn(embeddings, labels)
+    >>> [record.step for record in loss_fn.history]
+    [2, 4]
+    """
+
+    def __init__(
+        self,
+        loss: AdaptiveLoss,
+        metric: Metric,
+        validate: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+        total_steps: int,
+        every: int = 200,
+        policy: Policy | None = None,
+        seed: int = 0,
+        mode: Mode = "paper",
+        beta: float = 0.1,
+        gamma: float = 0.9,
+        offsets: Sequence[int] | Literal["all"] = (0, 5),
+        freeze: bool = False,
+        step_on: Literal["forward", "optimizer"] = "forward",
+        logger: Logger | Callable[[dict[str, Any]], None] | None = None,
+        *,
+        settings: ControllerSettings | None = None,
+    ) -> None:
+        check_parts(loss, metric, validate, logger)
+        check_settings(mode, step_on, seed, beta, {"total_steps": total_steps, "every": every})
+        if policy is not None and mode != "paper":
+            raise ValueError(f"a policy needs mode='paper', got mode={mode!r}")
+        super().__init__(distance=loss.distance if isinstance(loss, BaseMetricLossFunction) else None)
+        self.loss: Any = loss
+        self.total_steps, self.every, self.seed = total_steps, every, seed
+        self.mode, self.beta, self.gamma = mode, float(beta), gamma
+        self.offsets = usable_offsets(offsets, every)
+        discounted_mean([0.0] * len(self.offsets), self.offsets, gamma)
+        self.freeze, self.step_on = freeze, step_on
+        settings = settings or ControllerSettings()
+        if settings.identity is None:
+            settings = replace(settings, identity=bool(getattr(loss, "parameter_identity", False)))
+        self.settings = settings
+        # Not as attributes of the module: a metric that is a module is no part of this one's state.
+        self.__dict__.update(metric=metric, validate=validate, logger=logger)
+        self.history: list[StepRecord] = []
+        self.dropped = 0
+        self._iterations = 0
+        self._previous_error: float | None = None
+        self._errors: dict[int, float] = {}
+        self._seconds = 0.0
+        if policy is not None:
+            check_policy(policy, self._known_width(probe=True), len(self.phi_spec), self.beta)
+        self._given_policy = policy
+        self.scheme = self._make_scheme(self._known_width() or 1, policy)
+        self._write_phi(self.scheme.start(self._read_phi()))
+
+    @property
+    def phi(self) -> torch.Tensor:
+        """Parameters of the wrapped loss."""
+        return self.loss.phi
+
+    @property
+    def phi_spec(self) -> tuple[Any, ...]:
+        """Ranges and step rules of the wrapped loss."""
+        return self.loss.phi_spec
+
+    @property
+    def policy(self) -> Policy | None:
+        """The controller's policy, None in a mode without one."""
+        return self.scheme.policy if isinstance(self.scheme, Controller) else None
+
+    def set_phi(self, phi: torch.Tensor) -> None:
+        """Replace the parameters of the wrapped loss."""
+        self.loss.set_phi(phi)
+
+    def statistics(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Validation statistics of the wrapped loss, ``[n_params, s]``."""
+        return self.loss.statistics(outputs, targets)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Value of the wrapped loss; adapts first where a controller step is due.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the wrapped loss.
+
+        Returns
+        -------
+        torch.Tensor
+            What the wrapped loss returns.
+        """
+        if self.step_on == "forward" and self.training and torch.is_grad_enabled():
+            self._adapt(self._iterations)
+            self._iterations += 1
+        return self.loss(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Loss terms of the wrapped loss in pytorch-metric-learning's dictionary form."""
+        return self.loss.compute_loss(*args, **kwargs)
+
+    def step(self) -> None:
+        """Tell that the optimiser has made a step (``step_on="optimizer"`` only).
+
+        Raises
+        ------
+        RuntimeError
+            If forward calls are counted instead.
+        """
+        if self.step_on != "optimizer":
+            raise RuntimeError("step() needs step_on='optimizer'; now forward calls are counted")
+        self._adapt(self._iterations + 1)
+        self._iterations += 1
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Everything beyond the buffers, part of ``state_dict()``; loads with ``weights_only=True``."""
+        policy = self.policy
+        return {
+            "mode": self.mode,
+            "n_params": len(self.phi_spec),
+            "beta": self.beta,
+            "statistics_width": policy.statistics_width if policy else 0,
+            "identities": policy.identities if policy else 0,
+            "iterations": self._iterations,
+            "dropped": self.dropped,
+            "previous_error": self._previous_error,
+            "errors": dict(self._errors),
+            "seconds": self._seconds,
+            "phi": self._read_phi(),
+            "history": [dict(record) for record in self.history],
+            "scheme": self.scheme.state_dict(),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`get_extra_state`; ValueError if it is of another mode, size or step."""
+        if not isinstance(state, dict) or not state.keys() >= _STATE_KEYS:
+            raise ValueError("this is not the state of an ALALoss")
+        for name, mine in (("mode", self.mode), ("n_params", len(self.phi_spec)), ("beta", self.beta)):
+            if state[name] != mine:
+                raise ValueError(f"the state has {name}={state[name]!r}, this loss has {mine!r}")
+        policy = None
+        if self.mode == "paper":
+            policy = Policy(state["statistics_width"], state["identities"], self.beta)
+            check_policy(policy, self._known_width(), len(self.phi_spec), self.beta)
+        scheme = self._make_scheme(state["statistics_width"], policy)
+        scheme.load_state_dict(state["scheme"])
+        self._write_phi(state["phi"])
+        self.scheme = scheme
+        self._iterations, self.dropped = state["iterations"], state["dropped"]
+        self._previous_error, self._errors = state["previous_error"], dict(state["errors"])
+        self._seconds = state["seconds"]
+        self.history = [StepRecord(**record) for record in state["history"]]
+
+    def _known_width(self, probe: bool = False) -> int | None:
+        """Statistics per parameter that the loss declares, or (probed) gives for the validation set."""
+        declared: int | None = getattr(self.loss, "statistics_width", None)
+        if declared is None and probe:
+            with preserved_random_streams(), torch.no_grad():
+                return int(self.loss.statistics(*self.validate()).shape[-1])
+        return declared
+
+    def _make_scheme(self, statistics_width: int, policy: Policy | None) -> Scheme:
+        """A new scheme of this mode."""
+        spec = tuple(self.phi_spec)
+        if self.mode == "fixed":
+            return baselines.Fixed(spec)
+        if self.mode == "uniform":
+            return baselines.Uniform(spec)
+        if self.mode == "random_walk":
+            return baselines.RandomWalk(spec, self.beta, self.seed)
+        if self.mode == "random_static":
+            return baselines.RandomStatic(spec, self.seed)
+        return Controller(
+            spec,
+            statistics_width,
+            beta=self.beta,
+            seed=self.seed,
+            policy=policy,
+            freeze=self.freeze,
+            settings=self.settings,
+            standardized=bool(getattr(self.loss, "standardized_statistics", False)),
+        )
+
+    def _adapt(self, done: int) -> None:
+        """Measure the metric and take a controller step where they are due after ``done`` iterations."""
+        left = -done % self.every
+        if done == 0 or done + left > self.total_steps or (left > 0 and left not in self.offsets):
+            return
+        if left > 0:
+            on_rank_zero(lambda: self._measure_between(left))
+            return
+        record, self.dropped = on_rank_zero(lambda: self._controller_step(done))
+        if rank() != 0:
+            self._write_phi(record.phi)
+        self.history.append(record)
+        if self.logger is not None and rank() == 0:
+            (self.logger.log if isinstance(self.logger, Logger) else self.logger)(dict(record))
+
+    def _measure_between(self, offset: int) -> None:
+        """Keep the error of ``offset`` iterations before a controller step."""
+        begin = time.perf_counter()
+        self._errors[offset] = self._evaluate(with_statistics=False)[1]
+        self._seconds += time.perf_counter() - begin
+
+    def _controller_step(self, done: int) -> tuple[StepRecord, int]:
+        """Measure, reward the previous action and act; the record and the number of dropped steps."""
+        begin = time.perf_counter()
+        value, last_error, statistics = self._evaluate(self.scheme.uses_statistics)
+        errors = dict(self._errors)
+        if 0 in self.offsets or not errors:
+            errors[0] = last_error
+        error = discounted_mean(list(errors.values()), list(errors), self.gamma)
+        phi = self._read_phi()
+        reward, entropy, action = None, None, (0.0,) * len(phi)
+        usable = math.isfinite(error) and math.isfinite(value)
+        if statistics is not None:
+            usable = usable and bool(statistics.isfinite().all())
+        if usable:
+            if self._previous_error is not None:
+                reward = sign_reward(self._previous_error, error)
+            self._fit_width(statistics)
+            decision = self.scheme.step(phi, statistics, reward, done / self.total_steps)
+            self._write_phi(decision.phi)
+            phi, action, entropy = self._read_phi(), decision.action, decision.entropy
+        else:
+            self.scheme.drop()
+        seconds = self._seconds + time.perf_counter() - begin
+        self._previous_error = error if usable else None
+        self._errors, self._seconds = {}, 0.0
+        record = StepRecord(done, value, error, reward, action, tuple(phi), entropy, seconds)
+        return record, self.dropped + (not usable)
+
+    def _evaluate(self, with_statistics: bool) -> tuple[float, float, torch.Tensor | None]:
+        """Metric, error and (if asked for and the metric is finite) statistics of the validation set."""
+        with preserved_random_streams(), torch.no_grad():
+            outputs, targets = self.validate()
+            value = float(self.metric(outputs, targets))
+            with_statistics = with_statistics and math.isfinite(value)
+            statistics = self.loss.statistics(outputs, targets) if with_statistics else None
+        return value, -value if self.metric.higher_is_better else value, statistics
+
+    def _fit_width(self, statistics: torch.Tensor | None) -> None:
+        """Make the policy anew if the first statistics are wider than assumed."""
+        if statistics is None or not isinstance(self.scheme, Controller) or self._given_policy is not None:
+            return
+        first = self.scheme.history.count == 0
+        if first and statistics.ndim == 2 and statistics.shape[1] != self.scheme.policy.statistics_width:
+            self.scheme = self._make_scheme(statistics.shape[1], None)
+
+    def _read_phi(self) -> list[float]:
+        """Parameters in the order of ``phi_spec``."""
+        count = len(self.phi_spec)
+        phi = self.loss.phi
+        if phi.numel() != count:
+            phi = getattr(self.loss, "phi_vector", phi)
+        values: list[float] = phi.detach().double().flatten().tolist()
+        if len(values) != count:
+            raise ValueError(f"loss.phi must have {count} elements as phi_spec, got {len(values)}")
+        return values
+
+    def _write_phi(self, values: Sequence[float]) -> None:
+        """Set the parameters of the wrapped loss, if they differ."""
+        if list(values) != self._read_phi():
+            self.loss.set_phi(torch.tensor(values, dtype=self.loss.phi.dtype, device=self.loss.phi.device))

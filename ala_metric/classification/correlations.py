@@ -1,0 +1,55 @@
+"""The matrix Phi of Eq. 6 as a list of actions: one per class, or one per unordered pair of classes."""
+
+from __future__ import annotations
+
+import torch
+
+from ..types import PhiSpec
+
+DIAGONAL = (0.05, 1.0)
+OFF_DIAGONAL = (-1.0, 1.0)
+
+
+def class_pairs(num_classes: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the unordered pairs {i, j}, i = j included, row by row of the upper triangle."""
+    rows, columns = torch.triu_indices(num_classes, num_classes, device=device)
+    return rows, columns
+
+
+def action_specs(num_classes: int, off_diagonal: bool) -> tuple[PhiSpec, ...]:
+    """Name, range and step rule of every action, in the order of :func:`class_pairs`."""
+    return tuple(
+        PhiSpec(f"phi[{i},{j}]", *(DIAGONAL if i == j else OFF_DIAGONAL))
+        for i in range(num_classes)
+        for j in range(i, num_classes if off_diagonal else i + 1)
+    )
+
+
+def checked_actions(phi: torch.Tensor, num_classes: int, off_diagonal: bool) -> torch.Tensor:
+    """Vector of actions of a matrix or vector Phi; ValueError where it is not one of this loss."""
+    length = num_classes * (num_classes + 1) // 2 if off_diagonal else num_classes
+    if phi.shape not in ((num_classes, num_classes), (length,)):
+        raise ValueError(f"phi must be [{num_classes}, {num_classes}] or [{length}], got {list(phi.shape)}")
+    slack = max(2e-6, 4 * torch.finfo(phi.dtype).eps)
+    if not off_diagonal:
+        if phi.ndim == 2 and int(phi.count_nonzero()) > int(phi.diagonal().count_nonzero()):
+            raise ValueError("phi must be diagonal with off_diagonal=False, got a non-zero off-diagonal")
+        diagonal = phi.diagonal() if phi.ndim == 2 else phi
+        return _in_range("diagonal of phi", diagonal, DIAGONAL, slack)
+    rows, columns = class_pairs(num_classes, phi.device)
+    if phi.ndim == 2 and not float(gap := (phi - phi.T).abs().max()) <= slack:
+        raise ValueError(f"phi must be finite and symmetric, got |phi - phi^T| up to {float(gap)}")
+    actions, on = phi[rows, columns] if phi.ndim == 2 else phi.clone(), rows == columns
+    actions[on] = _in_range("diagonal of phi", actions[on], DIAGONAL, slack)
+    actions[~on] = _in_range("off-diagonal of phi", actions[~on], OFF_DIAGONAL, slack)
+    return actions
+
+
+def _in_range(name: str, values: torch.Tensor, bounds: tuple[float, float], slack: float) -> torch.Tensor:
+    """Clip what is out of range by rounding only; refuse the rest."""
+    low, high = bounds
+    room = slack * (high - low)
+    inside = (values >= low - room) & (values <= high + room)
+    if not inside.all():
+        raise ValueError(f"{name} must lie in [{low}, {high}], got {float(values[~inside][0])}")
+    return values.clamp(low, high)

@@ -1,0 +1,127 @@
+"""``ala-metric eval``: the metrics of a run's test split, or of given embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import training
+from ..data import Splits
+from ..types import CheckpointError
+from . import curves, experiment, runs, shards, tasks
+from .arguments import UsageError
+from .options import DeviceName, EvalOptions
+
+
+def run(options: EvalOptions) -> int:
+    """Print the table, write the JSON and draw the curves."""
+    _check(options)
+    with shards.ranks() as rank:
+        if options.checkpoint is not None:
+            what, out, result, draw = _run(options, options.checkpoint)
+        elif options.embeddings is not None and options.labels is not None:
+            what, out, result, draw = _arrays(options, options.embeddings, options.labels)
+        else:
+            raise UsageError("--embeddings and --labels are needed together")
+    if rank != 0:
+        return 0
+    print(what)
+    print(tasks.table(result))
+    if out is not None:
+        runs.write_json(out, result)
+        print(f"written to {out}")
+    if options.picture is not None:
+        curves.draw(draw(), options.picture)
+        print(f"drawn in {options.picture}")
+    return 0
+
+
+_Measured = tuple[str, Path | None, dict[str, Any], Callable[[], curves.Curves]]
+"""Title, JSON file, metrics, and what makes the curves."""
+
+
+def _run(options: EvalOptions, checkpoint: Path) -> _Measured:
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    splits, (outputs, labels) = embed_test_split(folder, checkpoint, options.root, options.device)
+    result = tasks.measure(splits, outputs, labels, k=options.k, distance=options.distance, impl=options.impl)
+    return (
+        f"test split of {folder}",
+        options.out or folder / runs.METRICS,
+        result,
+        lambda: curves.measured(splits, outputs, labels, options.distance, options.impl),
+    )
+
+
+def _arrays(options: EvalOptions, embeddings: Path, labels: Path) -> _Measured:
+    emb, classes = read_array(embeddings), read_array(labels)
+    if options.pairs is None or options.folds is None:
+        result = tasks.retrieval(emb, classes, options.k, options.distance, options.impl)
+        draw = lambda: curves.retrieval_curves(emb, classes, options.distance, options.impl)  # noqa: E731
+    else:
+        pairs = read_array(options.pairs)
+        result = tasks.verification(emb, classes, pairs, read_array(options.folds), options.distance)
+        draw = lambda: curves.verification_curves(emb, classes, pairs, options.distance)  # noqa: E731
+    return str(embeddings), options.out, result, draw
+
+
+def _check(options: EvalOptions) -> None:
+    """Refuse a call that cannot work before anything is read."""
+    given = options.embeddings is not None or options.labels is not None
+    if given == (options.checkpoint is not None):
+        raise UsageError("give either a run, or --embeddings with --labels")
+    if (options.pairs is None) != (options.folds is None):
+        raise UsageError("--pairs and --folds are needed together")
+    if options.pairs is not None and not given:
+        raise UsageError("--pairs go with --embeddings; a run has the pairs of its data set")
+    if options.picture is not None and options.picture.suffix not in (".png", ".svg"):
+        raise UsageError(f"picture must end in .png or .svg, got {options.picture.name!r}")
+
+
+def embed_test_split(
+    folder: Path, checkpoint: Path, root: Path | None = None, device: DeviceName = "auto"
+) -> tuple[Splits, tuple[Tensor, Tensor]]:
+    """The data set of a run, and the outputs for its test split by the network of the checkpoint."""
+    path = folder / runs.CHECKPOINT if checkpoint.is_dir() else checkpoint
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; give a folder that ala-metric train has written")
+    options = runs.read_options(folder)
+    state = training.load_checkpoint(path)
+    splits = experiment.load_data(options.data, root or options.root, options.image_size)
+    model = experiment.make_network(options, splits)
+    try:
+        model.load_state_dict(state["model"])
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} does not hold the network of {folder / runs.OPTIONS}: {error}"
+        ) from None
+    workers = experiment.loader_workers(None, splits)
+    model.to(shards.of_this_rank(experiment.pick_device(device)))
+
+    def outputs_of(images: Any) -> tuple[Tensor, Tensor]:
+        outputs, labels = experiment.embed(model, images, workers)
+        return outputs.cpu(), labels.cpu()
+
+    return splits, shards.embed(splits.test, outputs_of)
+
+
+def read_array(path: Path) -> Tensor:
+    """Read one array from a ``.npy`` file, or from a ``.safetensors`` file that holds just one."""
+    try:
+        if path.suffix == ".npy":
+            array: Any = np.load(path, allow_pickle=False)
+            return torch.from_numpy(array)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors = load_file(path)
+            if len(tensors) != 1:
+                raise ValueError(f"expected one tensor, found {', '.join(sorted(tensors)) or 'none'}")
+            return next(iter(tensors.values()))
+    except Exception as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    raise UsageError(f"{path} must end in .npy or .safetensors")

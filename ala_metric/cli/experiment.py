@@ -1,0 +1,180 @@
+"""What ``train`` and ``demo`` have in common: the parts of one run, made from its options and seed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .. import classification, losses, training
+from .._pml import TripletMarginMiner
+from ..ala_loss import ALALoss
+from ..data import ImageFiles, ImageSet, Splits, load
+from ..training.interrupt import leave_signals_to_the_parent
+from . import tasks
+from .arguments import UsageError
+from .console import optional
+from .options import TrainOptions
+
+Images = ImageSet | ImageFiles
+SEMIHARD_MARGIN = 0.2
+
+
+NEEDS = {"digits": ("sklearn",), "glyphs": ("matplotlib", "PIL"), "cifar10": (), "cifar100": ()}
+
+
+def load_data(name: str, root: Path | None = None, image_size: int | None = None) -> Splits:
+    """Load a data set, or name the command that installs what it needs."""
+    for module in NEEDS.get(name, ("PIL",)):
+        optional(module, f"the {name} data set")
+    return load(name, root=root, size=image_size)
+
+
+def resolve(options: TrainOptions) -> TrainOptions:
+    """Fill in the loss and the miner that the task of the data set asks for."""
+    classes = tasks.task_of(options.data) == "classification"
+    loss = options.loss or ("correlation" if classes else "mixture")
+    miner = options.miner or ("none" if classes else "semihard")
+    if classes != (loss == "correlation") or (classes and miner != "none"):
+        fitting = "loss correlation without a miner" if classes else "loss mixture or focal"
+        raise UsageError(f"{options.data} is trained with {fitting}, got loss {loss} and miner {miner}")
+    return replace(options, loss=loss, miner=miner)
+
+
+@dataclass
+class Validation:
+    """Embeds the validation set, and counts how often."""
+
+    model: nn.Module
+    images: Images
+    workers: int = 0
+    passes: int = 0
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Embeddings and labels of the validation set."""
+        self.passes += 1
+        return embed(self.model, self.images, self.workers)
+
+
+@dataclass
+class Experiment:
+    """Everything that one run trains with."""
+
+    options: TrainOptions
+    splits: Splits
+    model: nn.Module
+    loss_fn: ALALoss
+    optimizer: torch.optim.Optimizer
+    miner: Any
+    validation: Validation
+    phi_start: list[float]
+
+    def fit(self, **keywords: Any) -> training.FitResult:
+        """Train for the steps that the options ask for; see :func:`ala_metric.training.fit`."""
+        return training.fit(
+            self.model,
+            self.loss_fn,
+            self.splits.train,
+            total_steps=self.options.steps,
+            optimizer=self.optimizer,
+            miner=self.miner,
+            batch_classes=batch_classes(self.options, self.splits),
+            per_class=self.options.samples_per_class,
+            seed=self.options.seed,
+            workers=self.validation.workers,
+            **keywords,
+        )
+
+    def test(self) -> tuple[Tensor, Tensor]:
+        """Outputs and labels of the test set."""
+        return embed(self.model, self.splits.test, self.validation.workers)
+
+    @property
+    def metric_name(self) -> str:
+        """What the validation metric is called."""
+        return tasks.METRIC_NAMES[tasks.task_of(self.splits.name)]
+
+    @property
+    def phi_names(self) -> list[str]:
+        """Names of the loss's parameters."""
+        return [spec.name for spec in self.loss_fn.phi_spec]
+
+
+def build(options: TrainOptions, splits: Splits) -> Experiment:
+    """Make the parts of one run; weights, batches and controller are functions of the seed alone."""
+    torch.manual_seed(options.seed)
+    device = pick_device(options.device)
+    model = make_network(options, splits).to(device)
+    validation = Validation(model, splits.validation, loader_workers(options.loader_workers, splits))
+    loss_fn = ALALoss(
+        make_loss(options, splits),
+        metric=tasks.validation_metric(splits),
+        validate=validation,
+        total_steps=options.steps,
+        every=options.every,
+        seed=options.seed,
+        mode=options.mode,
+    ).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
+    miner = None
+    if options.miner == "semihard":
+        miner = TripletMarginMiner(margin=SEMIHARD_MARGIN, type_of_triplets="semihard")
+    phi = getattr(loss_fn.loss, "phi_vector", loss_fn.phi)
+    start = [float(value) for value in phi]
+    return Experiment(options, splits, model, loss_fn, optimizer, miner, validation, start)
+
+
+def batch_classes(options: TrainOptions, splits: Splits) -> int:
+    """Classes in a training batch."""
+    available = len(splits.train.classes)
+    asked = options.classes_per_batch
+    if asked is not None and asked > available:
+        raise UsageError(f"classes_per_batch must be at most {available} for {splits.name}, got {asked}")
+    return asked or min(32, available)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device to train on."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is cuda, but torch sees no CUDA device; see ala-metric doctor")
+    return torch.device(name)
+
+
+def make_network(options: TrainOptions, splits: Splits) -> training.SmallConvNet:
+    """The network for the images of a data set: an embedding, or one output per class."""
+    classes = tasks.task_of(splits.name) == "classification"
+    image, _ = splits.train[0]
+    return training.SmallConvNet(
+        dim=len(splits.class_names) if classes else options.dim, inputs=image.shape[0]
+    )
+
+
+def make_loss(options: TrainOptions, splits: Splits) -> Any:
+    """The loss that adapts."""
+    if options.loss == "correlation":
+        return classification.AdaptiveClassificationLoss(len(splits.class_names))
+    loss = losses.FocalWeightingLoss if options.loss == "focal" else losses.DistanceMixtureLoss
+    return loss(impl=options.impl)
+
+
+def loader_workers(asked: int | None, splits: Splits) -> int:
+    """Processes that decode images; none where the images are in memory."""
+    if not isinstance(splits.train, ImageFiles):
+        return 0
+    return min(8, os.cpu_count() or 1) if asked is None else asked
+
+
+def embed(model: nn.Module, images: Images, workers: int = 0) -> tuple[Tensor, Tensor]:
+    """Outputs and labels of all images."""
+    batch = 64 if isinstance(images, ImageFiles) else 512
+    loader = DataLoader(
+        images, batch_size=batch, num_workers=workers, worker_init_fn=leave_signals_to_the_parent
+    )
+    return training.embed(model, loader)

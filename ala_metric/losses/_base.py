@@ -1,0 +1,172 @@
+"""What the two adaptive pair losses share: parameters, range checks, and reading PML's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .._pml import BaseMetricLossFunction
+from ..types import Impl, PhiSpec
+from . import _distance
+
+LossDict = dict[str, dict[str, Any]]
+
+
+class AdaptivePairLoss(BaseMetricLossFunction):
+    """A pytorch-metric-learning loss with a parameter buffer ``phi`` that a controller may move."""
+
+    phi: Tensor
+    phi_spec: tuple[PhiSpec, ...]
+    statistics_width = 1
+    parameter_identity = True  # every parameter weighs another function: a policy must tell them apart
+
+    def __init__(
+        self, phi: Sequence[float] | Tensor, phi_spec: tuple[PhiSpec, ...], impl: Impl, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        _distance.check_distance(self.distance)
+        if impl not in ("auto", "native", "strips", "reference"):
+            raise ValueError(f"impl must be 'auto', 'native', 'strips' or 'reference', got {impl!r}")
+        self.impl: Impl = impl
+        self.phi_spec = phi_spec
+        self.register_buffer("phi", torch.zeros(len(phi_spec)))
+        self.set_phi(torch.as_tensor(phi, dtype=torch.float32))
+
+    def set_phi(self, phi: Tensor) -> None:
+        """Replace the parameters in place.
+
+        Parameters
+        ----------
+        phi
+            Shape [len(phi_spec)], any float dtype and device.
+
+        Raises
+        ------
+        ValueError
+            On another shape, NaN, or a value outside its range in ``phi_spec``; nothing is changed then.
+        """
+        phi = torch.as_tensor(phi)
+        if phi.shape != (len(self.phi_spec),):
+            raise ValueError(f"phi must have shape [{len(self.phi_spec)}], got {tuple(phi.shape)}")
+        for spec, value in zip(self.phi_spec, phi.tolist()):
+            if not spec.allows(value, 0.0):
+                raise ValueError(f"{spec.name} must lie in [{spec.low}, {spec.high}], got {value}")
+        with torch.no_grad():
+            self.phi.copy_(phi)
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: tuple[Tensor, ...] | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> LossDict:
+        """Loss terms in pytorch-metric-learning's dictionary form, called by ``forward``."""
+        if indices_tuple is not None and len(indices_tuple) not in (3, 4):
+            raise ValueError(
+                "indices_tuple must be (anchors, positives, negatives) or "
+                f"(anchors, positives, anchors, negatives), got {len(indices_tuple)} index lists"
+            )
+        if embeddings.shape[0] == 0:
+            return {name: self.zero_loss() for name in self._sub_loss_names()[:1]}
+        own = ref_emb is embeddings  # forward() hands the batch itself on when there are no references
+        phi = self.phi.to(embeddings.device, copy=True)  # a later set_phi must not reach this graph
+        if _distance.is_euclidean(self.distance):
+            x = _distance.rows(self.distance, embeddings)
+            y = None if own else _distance.rows(self.distance, ref_emb)
+            if indices_tuple is not None:
+                return self.mined(_RowPairs(x, y, self.impl), indices_tuple, phi)
+            return self.all_pairs(x, _needed(labels), y, None if own else _needed(ref_labels), phi)
+        matrix = self.distance(embeddings, ref_emb)
+        if indices_tuple is not None:
+            return self.mined(_MatrixPairs(matrix), indices_tuple, phi)
+        return self.all_pairs_of_matrix(matrix, *_masks(_needed(labels), _needed(ref_labels), own), phi)
+
+    def all_pairs(
+        self, x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None, phi: Tensor
+    ) -> LossDict:
+        """Loss over all pairs of the rows ``x`` and references ``y`` (``None``: the batch itself)."""
+        raise NotImplementedError
+
+    def all_pairs_of_matrix(
+        self, matrix: Tensor, positive: Tensor, negative: Tensor, phi: Tensor
+    ) -> LossDict:
+        """Loss over all pairs of a distance matrix [N, M]."""
+        raise NotImplementedError
+
+    def mined(self, pairs: _RowPairs | _MatrixPairs, indices: tuple[Tensor, ...], phi: Tensor) -> LossDict:
+        """Loss over the pairs or triplets that a miner chose."""
+        raise NotImplementedError
+
+    def per_anchor(self, losses: Tensor) -> LossDict:
+        """One loss per anchor, shape [N]."""
+        return {"loss": term(losses, torch.arange(losses.shape[0], device=losses.device), "element")}
+
+
+class _RowPairs:
+    """Mined pairs of embedding rows, through the gather ops."""
+
+    def __init__(self, x: Tensor, y: Tensor | None, impl: Impl) -> None:
+        self.x, self.y, self.impl = x, y, impl
+        self.shape = (x.shape[0], (x if y is None else y).shape[0])
+
+    def mixture(self, anchors: Tensor, others: Tensor, phi: Tensor, *, positive: bool) -> Tensor:
+        return ops.mixture_pairs(
+            self.x, anchors, others, phi, positive=positive, ref_emb=self.y, impl=self.impl
+        )
+
+    def triplets(self, anchors: Tensor, positives: Tensor, negatives: Tensor, phi: Tensor) -> Tensor:
+        return ops.mixture_triplets(
+            self.x, anchors, positives, negatives, phi, ref_emb=self.y, impl=self.impl
+        )
+
+    def distance(self, anchors: Tensor, others: Tensor) -> Tensor:
+        only_distance = self.x.new_tensor([0.0, 1.0, 0.0, 0.0, 0.0])  # F+_2(d) = d
+        return self.mixture(anchors, others, only_distance, positive=True)
+
+
+class _MatrixPairs:
+    """Mined pairs looked up in the matrix of any other pytorch-metric-learning distance."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        self.shape = tuple(matrix.shape)
+
+    def mixture(self, anchors: Tensor, others: Tensor, phi: Tensor, *, positive: bool) -> Tensor:
+        return ops.mixture_of_distance(self.distance(anchors, others), phi, positive=positive)
+
+    def triplets(self, anchors: Tensor, positives: Tensor, negatives: Tensor, phi: Tensor) -> Tensor:
+        pull = self.mixture(anchors, positives, phi[:5], positive=True)
+        return pull + self.mixture(anchors, negatives, phi[5:], positive=False)
+
+    def distance(self, anchors: Tensor, others: Tensor) -> Tensor:
+        return self.matrix[anchors.long(), others.long()]
+
+
+def _needed(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise ValueError("labels (and ref_labels with ref_emb) are needed when indices_tuple is None")
+    return labels
+
+
+def _masks(labels: Tensor, ref_labels: Tensor, own: bool) -> tuple[Tensor, Tensor]:
+    same = labels[:, None] == ref_labels
+    positive = same.clone()
+    if own:
+        positive.fill_diagonal_(False)
+    return positive, ~same
+
+
+def term(losses: Tensor, indices: Any, reduction_type: str) -> dict[str, Any]:
+    """One entry of the loss dictionary; ``divisor`` is what DivisorReducer divides the sum by."""
+    return {
+        "losses": losses,
+        "indices": indices,
+        "reduction_type": reduction_type,
+        "divisor": losses.shape[0],
+    }

@@ -1,0 +1,48 @@
+"""How a loss reads the ``distance`` of pytorch-metric-learning: Euclidean rows, or a given matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._pml import BaseDistance, CosineSimilarity, LpDistance
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Rows divided by their Euclidean norm, in float32 at least.
+
+    A zero row stays zero and gets a zero gradient, where ``torch.nn.functional.normalize`` divides the
+    gradient by its epsilon of 1e-12; rows whose squares overflow or vanish are scaled first.
+    """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    if x.numel() == 0:
+        return x
+    largest = x.detach().abs().amax(1, keepdim=True)
+    nonzero = largest != 0
+    scaled = x / torch.where(nonzero, largest, 1)  # the result does not depend on the row's scale
+    square = (scaled * scaled).sum(1, keepdim=True)
+    return torch.where(nonzero, scaled / torch.where(nonzero, square, 1).sqrt(), 0)
+
+
+def is_euclidean(distance: BaseDistance) -> bool:
+    """Whether the fused ops compute this distance.
+
+    Cosine similarity between normalised rows orders pairs like their Euclidean distance, and is read as it.
+    """
+    if type(distance) is LpDistance:
+        return distance.p == 2 and distance.power == 1
+    return type(distance) is CosineSimilarity
+
+
+def rows(distance: BaseDistance, x: Tensor) -> Tensor:
+    """The rows between which a Euclidean ``distance`` is measured."""
+    return normalize(x) if distance.normalize_embeddings else x
+
+
+def check_distance(distance: BaseDistance) -> None:
+    """Refuse similarities that are no distance."""
+    if distance.is_inverted and not is_euclidean(distance):
+        raise ValueError(
+            f"distance must grow with dissimilarity (or be CosineSimilarity), got {type(distance).__name__}"
+        )

@@ -1,0 +1,151 @@
+"""What every op demands of its arguments; each error names the argument, the expectation and the find."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+_checks: Literal["auto", "full", "cheap"] = "auto"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def set_checks(level: Literal["auto", "full", "cheap"]) -> None:
+    """Choose how much of the input the ops examine.
+
+    ``"full"`` also looks at values (NaN and Inf rows, NaN parameters), which on CUDA waits for the device;
+    ``"cheap"`` looks at shapes, dtypes and devices only. ``"auto"``, the start value, is full on CPU and
+    cheap elsewhere. Values are never examined while ``torch.compile`` traces.
+
+    Parameters
+    ----------
+    level
+        ``"auto"``, ``"full"`` or ``"cheap"``.
+
+    Raises
+    ------
+    ValueError
+        For any other level.
+
+    Examples
+    --------
+    >>> import ala_metric as ala
+    >>> ala.set_checks("cheap")
+    >>> ala.set_checks("auto")
+    """
+    global _checks
+    if level not in ("auto", "full", "cheap"):
+        raise ValueError(f"level must be 'auto', 'full' or 'cheap', got {level!r}")
+    _checks = level
+
+
+def _values_are_checked(x: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return _checks == "full" or (_checks == "auto" and x.device.type == "cpu")
+
+
+def _all_finite(x: Tensor) -> bool:
+    """One cheap pass: a sum is finite unless a term is not, or it overflows; only then look at each."""
+    return math.isfinite(x.detach().sum().item()) or bool(torch.isfinite(x.detach()).all())
+
+
+def check_embeddings(x: Tensor, name: str) -> Tensor:
+    """Refuse anything but a 2-D floating point tensor (without NaN and Inf under full checks)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x):
+        raise NotImplementedError(f"vmap over {name} is not supported; call the op once per batch")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.ndim != 2:
+        raise ValueError(f"{name} must have shape [rows, dimensions], got {tuple(x.shape)}")
+    if _values_are_checked(x) and not _all_finite(x):
+        bad = int((~torch.isfinite(x.detach())).any(dim=1).sum())
+        raise ValueError(f"{name} must be finite, got NaN or Inf in {bad} of {x.shape[0]} rows")
+    return x
+
+
+def check_labels(labels: Tensor, emb: Tensor, name: str, emb_name: str) -> Tensor:
+    """Refuse labels that do not fit ``emb``; return them as int64."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a tensor of integers, got {type(labels).__name__}")
+    if labels.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must have an integer dtype, got {labels.dtype}")
+    if labels.ndim != 1 or labels.shape[0] != emb.shape[0]:
+        raise ValueError(
+            f"{name} must have shape [{emb.shape[0]}] like the rows of {emb_name}, got {tuple(labels.shape)}"
+        )
+    if labels.device != emb.device:
+        raise ValueError(f"{name} must be on {emb.device} like {emb_name}, got {labels.device}")
+    return labels.to(torch.int64)
+
+
+def check_references(emb: Tensor, ref_emb: Tensor) -> Tensor:
+    """Refuse references of another width, dtype or device."""
+    check_embeddings(ref_emb, "ref_emb")
+    if ref_emb.shape[1] != emb.shape[1]:
+        raise ValueError(f"ref_emb must have {emb.shape[1]} dimensions like emb, got {ref_emb.shape[1]}")
+    if ref_emb.dtype != emb.dtype:
+        raise TypeError(f"ref_emb must have dtype {emb.dtype} like emb, got {ref_emb.dtype}")
+    if ref_emb.device != emb.device:
+        raise ValueError(f"ref_emb must be on {emb.device} like emb, got {ref_emb.device}")
+    return ref_emb
+
+
+def check_batch(
+    emb: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Check the four arguments that all batch ops share; labels come back as int64."""
+    check_embeddings(emb, "emb")
+    labels = check_labels(labels, emb, "labels", "emb")
+    if (ref_emb is None) != (ref_labels is None):
+        given, missing = ("ref_labels", "ref_emb") if ref_emb is None else ("ref_emb", "ref_labels")
+        raise ValueError(f"{given} was given without {missing}; give both or neither")
+    if ref_emb is not None and ref_labels is not None:
+        check_references(emb, ref_emb)
+        ref_labels = check_labels(ref_labels, ref_emb, "ref_labels", "ref_emb")
+    return emb, labels, ref_emb, ref_labels
+
+
+def check_phi(phi: Tensor, length: int, emb: Tensor, *, positive: bool = False) -> Tensor:
+    """Refuse loss parameters of a wrong length or device, and NaN, Inf or (if ``positive``) values <= 0."""
+    if not isinstance(phi, Tensor) or not phi.is_floating_point():
+        found = phi.dtype if isinstance(phi, Tensor) else type(phi).__name__
+        raise TypeError(f"phi must be a floating point tensor, got {found}")
+    if phi.shape != (length,):
+        raise ValueError(f"phi must have shape [{length}], got {tuple(phi.shape)}")
+    if phi.device != emb.device:
+        raise ValueError(f"phi must be on {emb.device} like emb, got {phi.device}")
+    if _values_are_checked(emb):
+        if not _all_finite(phi):
+            raise ValueError(f"phi must be finite, got {phi.tolist()}")
+        if positive and not bool((phi > 0).all()):
+            raise ValueError(f"phi must be > 0, got {phi.tolist()}")
+    return phi
+
+
+def check_indices(index: Tensor, rows: int, emb: Tensor, name: str) -> Tensor:
+    """Refuse an index list that does not point into ``rows`` rows; an empty list may have any dtype."""
+    if not isinstance(index, Tensor) or index.ndim != 1:
+        found = tuple(index.shape) if isinstance(index, Tensor) else type(index).__name__
+        raise ValueError(f"{name} must be a 1-D tensor of indices, got {found}")
+    if index.numel() == 0:
+        return torch.empty(0, dtype=torch.int64, device=emb.device)
+    if index.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must have an integer dtype, got {index.dtype}")
+    if index.device != emb.device:
+        raise ValueError(f"{name} must be on {emb.device} like emb, got {index.device}")
+    if _values_are_checked(emb):
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= rows:
+            raise ValueError(f"{name} must lie in [0, {rows - 1}], got values from {low} to {high}")
+    return index.to(torch.int64)
+
+
+def compute(x: Tensor) -> Tensor:
+    """Contiguous rows in the dtype of computation: float64 stays, everything else becomes float32."""
+    return x.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()

@@ -1,0 +1,155 @@
+"""Candidates from faiss, their order settled in float64."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._rank_strips import RankStrips, nearest, write_ranks
+from ._strips import chunks
+
+PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")
+GPU_TEMPORARY_BYTES = 256 << 20
+_DEPTHS = (128, 2048)  # 2048 is the most that faiss searches on a GPU
+_QUERIES = 1024
+
+
+def load_faiss() -> Any:
+    """Import faiss, or say what to install.
+
+    Raises
+    ------
+    ImportError
+        If faiss is missing or does not load.
+    RuntimeError
+        If two packages that share the module name are installed.
+    """
+    found = [name for name in PACKAGES if _is_installed(name)]
+    if len(found) > 1:
+        raise RuntimeError(
+            f"{' and '.join(found)} are installed over each other, and neither can be trusted; run: "
+            f"pip uninstall -y {' '.join(found)} && pip install {found[-1]}"
+        )
+    try:
+        import faiss
+    except (ImportError, RuntimeError) as error:  # builds for another CUDA or NumPy fail in either way
+        raise ImportError(
+            f"impl='faiss' needs faiss ({error}); run: pip install 'ala-metric[faiss]', or with an NVIDIA "
+            "GPU: pip install 'ala-metric[faiss-gpu]'"
+        ) from error
+    return faiss
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class FaissRanks(RankStrips):
+    """Ranks from the nearest references that faiss finds; queries that need more are counted in strips."""
+
+    def __init__(
+        self,
+        emb: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+        distance: str,
+    ) -> None:
+        self.faiss = load_faiss()
+        self.device = emb.device
+        if ref_emb is not None and ref_labels is not None:
+            ref_emb, ref_labels = ref_emb.cpu(), ref_labels.cpu()
+        super().__init__(emb.cpu(), labels.cpu(), ref_emb, ref_labels, distance)
+
+    def ranks(self, positives: Tensor, first_only: bool) -> Tensor:
+        """Pessimistic and optimistic ranks [2, ...] of all queries."""
+        return super().ranks(positives.cpu(), first_only).to(self.device)
+
+    def count(self, rows: Tensor, wanted: Tensor, starts: Tensor, found: Tensor) -> None:
+        """Write the ranks of the ``wanted`` nearest positives of queries ``rows`` to ``found``."""
+        m, d = self.references.shape
+        if not len(rows) or not d:
+            return super().count(rows, wanted, starts, found)
+        index = self._index()
+        length = self.references.norm(dim=1).max()
+        # float32 rows, products in any order of additions, and their sums
+        rounding = 1.05 * (d + 20) * 2.0**-24
+        for depth in _DEPTHS:
+            k = min(m, depth)
+            left = []
+            for part in chunks(len(rows), _QUERIES):
+                strip = rows[part]
+                reach = 1.0 if self.cosine else (self.queries[strip].norm(dim=1) + length) ** 2
+                slack = torch.as_tensor(rounding * reach).expand(len(strip))
+                near, key = index.search(self.queries[strip].float().numpy(), k)[::-1]
+                done = self._settle(strip, torch.from_numpy(near), key, slack, wanted, starts, found)
+                left.append(strip[~done])
+            rows = torch.cat(left)
+            if k == m or not len(rows):
+                return None
+        return super().count(rows, wanted, starts, found)
+
+    def _index(self) -> Any:
+        d = self.references.shape[1]
+        index = self.faiss.IndexFlatIP(d) if self.cosine else self.faiss.IndexFlatL2(d)
+        # a faiss without GPU support has no get_num_gpus
+        if getattr(self.faiss, "get_num_gpus", lambda: 0)() > 0:
+            resources = self.faiss.StandardGpuResources()
+            resources.setTempMemory(GPU_TEMPORARY_BYTES)
+            index = self.faiss.index_cpu_to_gpu(resources, 0, index)
+        index.add(self.references.float().numpy())
+        return index
+
+    def _settle(
+        self,
+        rows: Tensor,
+        near: Tensor,
+        found_key: Any,
+        slack: Tensor,
+        wanted: Tensor,
+        starts: Tensor,
+        found: Tensor,
+    ) -> Tensor:
+        """Write the ranks of the ``rows`` for which the candidates ``near`` [c, k] suffice; say which."""
+        done = torch.zeros(len(rows), dtype=torch.bool)
+        key = torch.from_numpy(found_key).double() * (-1 if self.cosine else 1)
+        same = self.labels[rows, None] == self.ref_labels[near]
+        negative = ~same
+        if self.symmetric:
+            same &= near != rows[:, None]
+        at = torch.nonzero(same.sum(1) >= wanted[rows])[:, 0]
+        rows, near, key, same, negative = (x[at] for x in (rows, near, key, same, negative))
+        self._make_exact(key, same, rows, near)
+        thresholds, slack = nearest(key, same, wanted[rows]), slack[at, None]
+        if near.shape[1] < len(self.ref_labels):  # whatever was not found is farther than the last that was
+            last = thresholds.gather(1, wanted[rows, None] - 1)
+            enough = (key[:, -1:] - slack > last)[:, 0]
+            at, rows, near, key = at[enough], rows[enough], near[enough], key[enough]
+            same, negative, thresholds, slack = (
+                same[enough],
+                negative[enough],
+                thresholds[enough],
+                slack[enough],
+            )
+        unclear = torch.searchsorted(thresholds, key - slack) < torch.searchsorted(
+            thresholds, key + slack, right=True
+        )
+        self._make_exact(key, unclear & negative, rows, near)
+        write_ranks(key, same, negative, wanted[rows], starts[rows], found)
+        done[at] = True
+        return done
+
+    def _make_exact(self, key: Tensor, where: Tensor, rows: Tensor, near: Tensor) -> None:
+        """Replace faiss's distances by those of float64."""
+        at, column = torch.nonzero(where, as_tuple=True)
+        for part in chunks(len(at), 1 << 14):
+            x, y = self.queries[rows[at[part]]], self.references[near[at[part], column[part]]]
+            exact = -(x * y).sum(1) if self.cosine else ((x - y) ** 2).sum(1)
+            key[at[part], column[part]] = exact

@@ -1,0 +1,106 @@
+"""Which implementation runs, and why."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from .. import _native
+from ..types import Impl
+
+NATIVE_CPU_OPS: tuple[str, ...] = (
+    "pairwise_distance",
+    "distance_mixture",
+    "focal_weighting",
+    "distance_statistics",
+    "mixture_pairs",
+    "mixture_triplets",
+    "positive_ranks",
+)
+OPS = NATIVE_CPU_OPS
+_log = logging.getLogger("ala_metric")
+_noticed = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The implementation that an op would run, and the reason in words.
+
+    Parameters
+    ----------
+    impl
+        ``"native"``, ``"strips"`` or ``"reference"``.
+    reason
+        Why, in words.
+
+    Examples
+    --------
+    >>> Choice("strips", "asked for").impl
+    'strips'
+    """
+
+    impl: Impl
+    reason: str
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _native_obstacle(op: str, device: torch.device) -> str | None:
+    """Why ``native`` cannot serve this op on this device, or None when it can."""
+    info = _native.native_info()
+    if not info.available:
+        return info.reason
+    if device.type != "cpu":
+        return f"no native kernel for {device.type} in this version"
+    if op not in NATIVE_CPU_OPS:
+        return "no native kernel for this op in this version"
+    return None
+
+
+def choose(op: str, impl: Impl, device: torch.device | str) -> Choice:
+    """Resolve ``impl`` for one op on one device.
+
+    Raises
+    ------
+    ValueError
+        For an unknown ``impl``.
+    RuntimeError
+        If ``impl="native"`` is demanded where it cannot run; the message says why.
+    """
+    global _noticed
+    if impl not in ("auto", "native", "strips", "reference"):
+        raise ValueError(f"impl must be 'auto', 'native', 'strips' or 'reference', got {impl!r}")
+    if impl in ("strips", "reference"):
+        return Choice(impl, "asked for")
+    obstacle = _native_obstacle(op, torch.device(device))
+    if obstacle is None:
+        return Choice("native", "asked for" if impl == "native" else "the fused kernels are installed")
+    if impl == "native":
+        raise RuntimeError(f"impl='native' cannot run {op} on {device}: {obstacle}")
+    if not _native.native_info().available and not _noticed:
+        _noticed = True
+        _log.warning("ala_metric runs without its fused kernels, in plain PyTorch: %s", obstacle)
+    return Choice("strips", obstacle)
+
+
+def explain(device: torch.device | str = "cpu") -> dict[str, Choice]:
+    """Which implementation ``impl="auto"`` picks for every op on ``device``, and why.
+
+    Parameters
+    ----------
+    device
+        A device or its name.
+
+    Returns
+    -------
+    dict
+        Op name -> :class:`Choice` with ``impl`` and ``reason``.
+
+    Examples
+    --------
+    >>> from ala_metric import ops
+    >>> ops.explain("cpu")["distance_mixture"].impl in ("native", "strips")
+    True
+    """
+    return {op: choose(op, "auto", device) for op in OPS}

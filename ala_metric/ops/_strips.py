@@ -1,0 +1,116 @@
+"""Row strips: distances and gradients of c x M pairs at a time, so that nothing N x M is ever stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
+
+# |x|^2 + |y|^2 - 2xy cancels when the pair is near: at d = 1e-3 half the digits of float32 are gone.
+# Below this fraction of |x|^2 + |y|^2 the difference itself is squared, and its gradient applied directly.
+NEAR = 1e-2
+_STRIP_BYTES = {"cpu": 2 << 20}
+_STRIP_BYTES_ELSEWHERE = 32 << 20
+_GATHER_BYTES = 4 << 20
+
+
+def chunks(total: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size`` that cover ``range(total)``."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def gather_chunks(total: int, x: Tensor) -> Iterator[slice]:
+    """Slices of an index list short enough that gathering rows of ``x`` by one takes little memory."""
+    return chunks(total, max(1, _GATHER_BYTES // (x.element_size() * max(1, x.shape[1]))))
+
+
+def keep_precision(*strip_ops: CustomOpDef) -> None:
+    """Make autocast hand these ops float32 (float64 stays), also for the products inside them."""
+    for op in strip_ops:
+        for device in ("cpu", "cuda"):
+            op.register_autocast(device, torch.float32)
+
+
+def squares(x: Tensor) -> Tensor:
+    """Squared norms [N]; NaN, not Inf, where they overflow, so that no distance becomes a finite lie."""
+    total = (x * x).sum(1)
+    return total.masked_fill_(total.isinf(), torch.nan)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Distances of the anchors ``rows`` to all references, and which of them were near pairs."""
+
+    rows: slice
+    distance: Tensor  # [c, M]
+    near: tuple[Tensor, Tensor]  # (row within the strip, reference)
+
+
+class PairStrips:
+    """All pairs of anchors ``x`` [N, D] and references ``y`` [M, D], strip by strip.
+
+    With ``y=None`` the references are the anchors, and the distance of a row to itself is exactly 0.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor | None) -> None:
+        self.x = x
+        self.symmetric = y is None
+        self.y = x if y is None else y
+        self.x_square = squares(x)
+        self.y_square = self.x_square if y is None else squares(y)
+
+    def __iter__(self) -> Iterator[Strip]:
+        n, m = self.x.shape[0], self.y.shape[0]
+        budget = _STRIP_BYTES.get(self.x.device.type, _STRIP_BYTES_ELSEWHERE)
+        for rows in chunks(n, max(1, budget // (self.x.element_size() * max(1, m)))):
+            yield self._strip(rows)
+
+    def _strip(self, rows: slice) -> Strip:
+        scale = self.x_square[rows, None] + self.y_square
+        square = torch.addmm(scale, self.x[rows], self.y.T, alpha=-2)
+        is_near = square < NEAR * scale
+        if self.symmetric:
+            is_near[:, rows].fill_diagonal_(False)
+            square[:, rows].fill_diagonal_(0)
+        i, j = is_near.nonzero(as_tuple=True)
+        for part in gather_chunks(i.numel(), self.x):
+            difference = self.x[rows][i[part]] - self.y[j[part]]
+            square[i[part], j[part]] = (difference * difference).sum(1)
+        return Strip(rows, square.clamp_min_(0).sqrt_(), (i, j))
+
+    def masks(self, strip: Strip, labels: Tensor, ref_labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Positive and negative pairs [c, M] of a strip, a row's pair with itself in neither."""
+        positive = labels[strip.rows, None] == (labels if ref_labels is None else ref_labels)
+        negative = ~positive
+        if self.symmetric:
+            positive[:, strip.rows].fill_diagonal_(False)
+        return positive, negative
+
+    def pull_back(self, strip: Strip, slope: Tensor, grad_x: Tensor, grad_y: Tensor) -> None:
+        """Add the gradient for ``slope`` = dL/d(distance) [c, M], which is overwritten.
+
+        d(distance)/dx = (x - y) / distance, read as 0 where the distance is 0. Summed over the
+        references this is rowsum(G) x - G y with G = slope / distance, except for near pairs, where
+        that difference would cancel: they are gathered and added one by one.
+        """
+        rows = strip.rows
+        g = slope.div_(strip.distance).masked_fill_(strip.distance == 0, 0)
+        i, j = strip.near
+        near = g[i, j]
+        g[i, j] = 0
+        x = self.x[rows]
+        grad_x[rows] += torch.addmm(g.sum(1)[:, None] * x, g, self.y, alpha=-1)
+        grad_y += torch.addmm(g.sum(0)[:, None] * self.y, g.T, x, alpha=-1)
+        for part in gather_chunks(i.numel(), self.x):
+            pull = near[part, None] * (x[i[part]] - self.y[j[part]])
+            grad_x[rows].index_add_(0, i[part], pull)
+            grad_y.index_add_(0, j[part], pull, alpha=-1)
+
+    def new_gradients(self) -> tuple[Tensor, Tensor]:
+        """Zeroed accumulators for the anchors and the references (one and the same if symmetric)."""
+        grad_x = torch.zeros_like(self.x)
+        return grad_x, grad_x if self.symmetric else torch.zeros_like(self.y)

@@ -1,0 +1,86 @@
+"""What the controller sees of an embedding: the means of the ten distance functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import Impl
+from . import _functions as f
+from ._check import check_batch, compute
+from ._reference import distance_matrix, pair_masks
+from ._select import choose
+from ._strips import PairStrips
+
+
+@torch.no_grad()
+def distance_statistics(
+    emb: Tensor,
+    labels: Tensor,
+    *,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""Means of the ten distance functions over all positive and all negative pairs.
+
+    .. math::
+        s_k = \frac{1}{|P|} \sum_{(i, p) \in P} F^+_k(d_{ip}), \qquad
+        s_{k+5} = \frac{1}{|N|} \sum_{(i, n) \in N} F^-_k(d_{in}), \qquad k = 1 \ldots 5
+
+    the validation statistics of the controller's state for metric learning (Huang et al., ICML 2019,
+    Section 4), with the functions of :func:`distance_mixture`. The mean of nothing is 0. Not differentiable.
+
+    Parameters
+    ----------
+    emb
+        Embeddings, shape [N, D], float16, bfloat16, float32 or float64; taken as they are.
+    labels
+        Classes, shape [N], any integer dtype.
+    ref_emb, ref_labels
+        References, shapes [M, D] and [M]; without them the batch, less each row's pair with itself.
+    impl
+        ``"native"``, ``"strips"``, ``"reference"`` or ``"auto"``.
+
+    Returns
+    -------
+    Tensor
+        Shape [10], unitless; float64 for float64 input, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of a wrong type, shape or device, and for NaN or Inf under full checks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ala_metric import ops
+    >>> ops.distance_statistics(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 0, 1]))[:2]
+    tensor([1., 1.])
+    """
+    emb, labels, ref_emb, ref_labels = check_batch(emb, labels, ref_emb, ref_labels)
+    which = choose("distance_statistics", impl, emb.device).impl
+    if which == "native":
+        from . import native
+
+        return native.distance_statistics(emb, labels, ref_emb=ref_emb, ref_labels=ref_labels)
+    x, y = compute(emb), None if ref_emb is None else compute(ref_emb)
+    sums = torch.zeros(10, dtype=torch.float64, device=x.device)
+    counts = torch.zeros(2, dtype=torch.float64, device=x.device)
+    if which == "reference":
+        _add(sums, counts, distance_matrix(x, x if y is None else y), *pair_masks(labels, ref_labels))
+    else:
+        strips = PairStrips(x, y)
+        for strip in strips:
+            _add(sums, counts, strip.distance, *strips.masks(strip, labels, ref_labels))
+    return (sums / counts.clamp_min(1).repeat_interleave(5)).to(x.dtype)
+
+
+def _add(sums: Tensor, counts: Tensor, distance: Tensor, positive: Tensor, negative: Tensor) -> None:
+    """Add one block of pairs to the sums of the ten functions and the two counts."""
+    for k, value in enumerate(f.positive_functions(distance[positive])):
+        sums[k] += value.sum(dtype=torch.float64)
+    for k, value in enumerate(f.negative_functions(distance[negative])):
+        sums[5 + k] += value.sum(dtype=torch.float64)
+    counts += torch.stack([positive.sum(), negative.sum()])

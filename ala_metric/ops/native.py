@@ -1,0 +1,410 @@
+"""The fused kernels as differentiable torch operators: fake kernels, autograd and autocast.
+
+Arguments arrive checked, with int64 labels and indices. Operators that can keep the unit gradient (of the sum
+of all losses) compute it in the same pass as the loss; the backward pass scales it when all anchors weigh the
+same, as after ``mean()``, and else runs a second pass with the weights. Differentiable once: a second
+derivative, like ``torch.vmap``, is a NotImplementedError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _native
+
+_info = _native.native_info()
+if not _info.available:
+    raise ImportError(_info.reason)
+_ops = torch.ops.ala_metric
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def pairwise_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Distances [N, M]; see :func:`ala_metric.ops.pairwise_distance`."""
+    result: Tensor = _ops.pairwise_distance(x, y)
+    return result
+
+
+def distance_mixture(
+    emb: Tensor,
+    labels: Tensor,
+    phi: Tensor,
+    *,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+) -> Tensor:
+    """Loss per anchor [N]; see :func:`ala_metric.ops.distance_mixture`."""
+    result: Tensor = _ops.distance_mixture(
+        emb, labels.contiguous(), _parameters(phi), ref_emb, _packed(ref_labels), *_wanted(emb, ref_emb, phi)
+    )[0]
+    return result
+
+
+def focal_weighting(
+    emb: Tensor,
+    labels: Tensor,
+    phi: Tensor,
+    *,
+    offset: float = 1.0,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+) -> Tensor:
+    """Loss per anchor [N]; see :func:`ala_metric.ops.focal_weighting`."""
+    wanted = _wanted(emb, ref_emb, phi)
+    result: Tensor = _ops.focal_weighting(
+        emb, labels.contiguous(), _parameters(phi), offset, ref_emb, _packed(ref_labels), *wanted
+    )[0]
+    return result
+
+
+def distance_statistics(
+    emb: Tensor, labels: Tensor, *, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+) -> Tensor:
+    """Means of the ten functions; see :func:`ala_metric.ops.distance_statistics`."""
+    references = None if ref_emb is None else ref_emb.detach()
+    result: Tensor = _ops.distance_statistics(
+        emb.detach(), labels.contiguous(), references, _packed(ref_labels)
+    )
+    return result
+
+
+def mixture_pairs(
+    emb: Tensor,
+    anchors: Tensor,
+    others: Tensor,
+    phi: Tensor,
+    *,
+    positive: bool,
+    ref_emb: Tensor | None = None,
+) -> Tensor:
+    """Value per pair [P]; see :func:`ala_metric.ops.mixture_pairs`."""
+    result: Tensor = _ops.mixture_pairs(
+        emb, anchors.contiguous(), others.contiguous(), _parameters(phi), positive, ref_emb
+    )
+    return result
+
+
+def mixture_triplets(
+    emb: Tensor,
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    phi: Tensor,
+    *,
+    ref_emb: Tensor | None = None,
+) -> Tensor:
+    """Value per triplet [T]; see :func:`ala_metric.ops.mixture_triplets`."""
+    lists = anchors.contiguous(), positives.contiguous(), negatives.contiguous()
+    result: Tensor = _ops.mixture_triplets(emb, *lists, _parameters(phi), ref_emb)
+    return result
+
+
+def positive_ranks(
+    emb: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    *,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    cosine: bool = False,
+    first_only: bool = False,
+) -> Tensor:
+    """Ranks [2, positives], pessimistic and optimistic; ``offsets`` [N + 1] count the positives."""
+    count = emb.shape[0] if first_only else int(offsets[-1])
+    references = None if ref_emb is None else ref_emb.detach()
+    result: Tensor = _ops.positive_ranks(
+        emb.detach(), labels.contiguous(), offsets, count, references, _packed(ref_labels), cosine, first_only
+    )
+    return result
+
+
+def _parameters(phi: Tensor) -> Tensor:
+    return phi if phi.dtype in (torch.float32, torch.float64) else phi.float()
+
+
+def _packed(labels: Tensor | None) -> Tensor | None:
+    return None if labels is None else labels.contiguous()
+
+
+def _wanted(*inputs: Tensor | None) -> tuple[bool, ...]:
+    """Which inputs need a gradient."""
+    recording = torch.is_grad_enabled()
+    return tuple(recording and x is not None and x.requires_grad for x in inputs)
+
+
+def _new(emb: Tensor, *shape: int) -> Tensor:
+    """Room in the compute type: float64 for float64 embeddings, else float32."""
+    return emb.new_empty(shape, dtype=torch.float64 if emb.dtype == torch.float64 else torch.float32)
+
+
+def _like(wanted: bool, x: Tensor | None, emb: Tensor) -> Tensor:
+    """Room for a gradient; an empty one where it is not wanted."""
+    return _new(emb, *x.shape) if wanted and x is not None else _new(emb, 0)
+
+
+def _as(gradient: Tensor, x: Tensor | None, wanted: bool) -> Tensor | None:
+    """A gradient in the dtype of its input."""
+    return gradient.to(x.dtype) if wanted and x is not None else None
+
+
+# ---- shapes of the results, for tracing
+
+
+def _pairwise_distance_shape(x: Tensor, y: Tensor | None) -> Tensor:
+    return _new(x, x.shape[0], (x if y is None else y).shape[0])
+
+
+def _pairwise_distance_backward_shape(
+    grad: Tensor, x: Tensor, y: Tensor | None, x_grad: bool, y_grad: bool
+) -> tuple[Tensor, Tensor]:
+    return _like(x_grad, x, x), _like(y_grad, y, x)
+
+
+def _distance_mixture_shape(
+    emb: Tensor,
+    labels: Tensor,
+    phi: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    emb_grad: bool,
+    ref_grad: bool,
+    phi_grad: bool,
+) -> tuple[Tensor, ...]:
+    units = _like(emb_grad, emb, emb), _like(ref_grad, ref_emb, emb), _like(phi_grad, phi, emb)
+    return _new(emb, emb.shape[0]), *units
+
+
+def _distance_mixture_backward_shape(
+    grad: Tensor,
+    emb: Tensor,
+    labels: Tensor,
+    phi: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    *units: Tensor,
+) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(unit) for unit in units)
+
+
+def _focal_weighting_shape(
+    emb: Tensor,
+    labels: Tensor,
+    phi: Tensor,
+    offset: float,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    emb_grad: bool,
+    ref_grad: bool,
+    phi_grad: bool,
+) -> tuple[Tensor, ...]:
+    units = _like(emb_grad, emb, emb), _like(ref_grad, ref_emb, emb), _like(phi_grad, phi, emb)
+    return _new(emb, emb.shape[0]), _new(emb, emb.shape[0], 2), *units
+
+
+def _focal_weighting_backward_shape(
+    grad: Tensor,
+    emb: Tensor,
+    labels: Tensor,
+    phi: Tensor,
+    offset: float,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    lse: Tensor,
+    *units: Tensor,
+) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(unit) for unit in units)
+
+
+def _distance_statistics_shape(
+    emb: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+) -> Tensor:
+    return _new(emb, 10)
+
+
+def _positive_ranks_shape(emb: Tensor, labels: Tensor, offsets: Tensor, count: int, *_: Any) -> Tensor:
+    return emb.new_empty((2, count), dtype=torch.int64)
+
+
+def _mined_shape(emb: Tensor, anchors: Tensor, *_: Any) -> Tensor:
+    return _new(emb, anchors.shape[0])
+
+
+def _mixture_pairs_backward_shape(
+    grad: Tensor,
+    emb: Tensor,
+    anchors: Tensor,
+    others: Tensor,
+    phi: Tensor,
+    positive: bool,
+    ref_emb: Tensor | None,
+    emb_grad: bool,
+    ref_grad: bool,
+    phi_grad: bool,
+) -> tuple[Tensor, ...]:
+    return _like(emb_grad, emb, emb), _like(ref_grad, ref_emb, emb), _like(phi_grad, phi, emb)
+
+
+def _mixture_triplets_backward_shape(
+    grad: Tensor,
+    emb: Tensor,
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    phi: Tensor,
+    ref_emb: Tensor | None,
+    emb_grad: bool,
+    ref_grad: bool,
+    phi_grad: bool,
+) -> tuple[Tensor, ...]:
+    return _like(emb_grad, emb, emb), _like(ref_grad, ref_emb, emb), _like(phi_grad, phi, emb)
+
+
+# ---- what a forward pass keeps, and the backward pass
+
+
+def _save_pairwise_distance(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _pairwise_distance_backward(ctx: Any, grad: Tensor) -> Gradients:
+    x, y = ctx.saved_tensors
+    x_grad, y_grad = ctx.needs_input_grad
+    grad_x, grad_y = _ops.pairwise_distance_backward(grad, x, y, x_grad, y_grad)
+    return _as(grad_x, x, x_grad), _as(grad_y, y, y_grad)
+
+
+def _save_distance_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    emb, labels, phi, ref_emb, ref_labels, *ctx.wanted = inputs
+    _, *units = output
+    ctx.mark_non_differentiable(*units)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(emb, labels, phi, ref_emb, ref_labels, *units)
+
+
+def _distance_mixture_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradients:
+    if grad is None:
+        return (None,) * 8
+    emb, labels, phi, ref_emb, ref_labels, *units = ctx.saved_tensors
+    gradients = _ops.distance_mixture_backward(
+        grad.contiguous(), emb, labels, phi, ref_emb, ref_labels, *units
+    )
+    grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), ctx.wanted)
+    return grad_emb, None, grad_phi, grad_ref, None, None, None, None
+
+
+def _save_focal_weighting(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    emb, labels, phi, ctx.offset, ref_emb, ref_labels, *ctx.wanted = inputs
+    _, *kept = output
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(emb, labels, phi, ref_emb, ref_labels, *kept)
+
+
+def _focal_weighting_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradients:
+    if grad is None:
+        return (None,) * 9
+    emb, labels, phi, ref_emb, ref_labels, *kept = ctx.saved_tensors
+    gradients = _ops.focal_weighting_backward(
+        grad.contiguous(), emb, labels, phi, ctx.offset, ref_emb, ref_labels, *kept
+    )
+    grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), ctx.wanted)
+    return grad_emb, None, grad_phi, None, grad_ref, None, None, None, None
+
+
+def _save_mixture_pairs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    emb, anchors, others, phi, ctx.positive, ref_emb = inputs
+    ctx.save_for_backward(emb, anchors, others, phi, ref_emb)
+
+
+def _mixture_pairs_backward(ctx: Any, grad: Tensor) -> Gradients:
+    emb, anchors, others, phi, ref_emb = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = needs[0], needs[5], needs[3]
+    gradients = _ops.mixture_pairs_backward(
+        grad.contiguous(), emb, anchors, others, phi, ctx.positive, ref_emb, *wanted
+    )
+    grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), wanted)
+    return grad_emb, None, None, grad_phi, None, grad_ref
+
+
+def _save_mixture_triplets(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _mixture_triplets_backward(ctx: Any, grad: Tensor) -> Gradients:
+    emb, *lists, phi, ref_emb = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = needs[0], needs[5], needs[4]
+    gradients = _ops.mixture_triplets_backward(grad.contiguous(), emb, *lists, phi, ref_emb, *wanted)
+    grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), wanted)
+    return grad_emb, None, None, None, grad_phi, grad_ref
+
+
+def _register(
+    name: str,
+    shape: Callable[..., Any],
+    save: Callable[..., None] | None = None,
+    backward: Callable[..., Gradients] | None = None,
+    backward_shape: Callable[..., Any] | None = None,
+) -> None:
+    """Tell torch about one operator and, if it is differentiable, about its backward operator."""
+
+    def no_vmap(*_: Any) -> Any:
+        raise NotImplementedError(f"vmap over {name} is not supported; call the op once per batch")
+
+    def no_second_derivative(*_: Any) -> Any:
+        raise NotImplementedError(f"{name} is differentiable once; use impl='reference' for more")
+
+    torch.library.register_fake(f"ala_metric::{name}", shape)
+    torch.library.register_vmap(f"ala_metric::{name}", no_vmap)
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"ala_metric::{name}", device, torch.float32)
+    if backward is None or backward_shape is None:
+        return
+    torch.library.register_autograd(f"ala_metric::{name}", backward, setup_context=save)
+    torch.library.register_fake(f"ala_metric::{name}_backward", backward_shape)
+    torch.library.register_autograd(f"ala_metric::{name}_backward", no_second_derivative)
+
+
+_register(
+    "pairwise_distance",
+    _pairwise_distance_shape,
+    _save_pairwise_distance,
+    _pairwise_distance_backward,
+    _pairwise_distance_backward_shape,
+)
+_register(
+    "distance_mixture",
+    _distance_mixture_shape,
+    _save_distance_mixture,
+    _distance_mixture_backward,
+    _distance_mixture_backward_shape,
+)
+_register(
+    "focal_weighting",
+    _focal_weighting_shape,
+    _save_focal_weighting,
+    _focal_weighting_backward,
+    _focal_weighting_backward_shape,
+)
+_register("distance_statistics", _distance_statistics_shape)
+_register(
+    "mixture_pairs",
+    _mined_shape,
+    _save_mixture_pairs,
+    _mixture_pairs_backward,
+    _mixture_pairs_backward_shape,
+)
+_register(
+    "mixture_triplets",
+    _mined_shape,
+    _save_mixture_triplets,
+    _mixture_triplets_backward,
+    _mixture_triplets_backward_shape,
+)
+_register("positive_ranks", _positive_ranks_shape)

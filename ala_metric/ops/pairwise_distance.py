@@ -1,0 +1,106 @@
+"""Euclidean distance matrices that survive near-duplicates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..types import Impl
+from ._check import check_embeddings, check_references, compute
+from ._reference import distance_matrix
+from ._select import choose
+from ._strips import PairStrips, keep_precision
+
+
+def pairwise_distance(x: Tensor, y: Tensor | None = None, *, impl: Impl = "auto") -> Tensor:
+    r"""Euclidean distances of all rows of ``x`` to all rows of ``y`` (or of ``x``).
+
+    .. math:: d_{ij} = \lVert x_i - y_j \rVert_2, \qquad
+        \partial d_{ij} / \partial x_i = (x_i - y_j) / d_{ij} \text{ (0 where } d_{ij} = 0)
+
+    Near pairs are computed from the difference itself, so that they keep their digits where
+    :math:`|x|^2 + |y|^2 - 2xy` would lose them.
+
+    Parameters
+    ----------
+    x
+        Shape [N, D], float16, bfloat16, float32 or float64.
+    y
+        Shape [M, D], same dtype and device; ``None`` means ``x``, and then the diagonal is exactly 0.
+    impl
+        ``"native"``, ``"strips"``, ``"reference"`` (an N x M x D temporary) or ``"auto"``.
+
+    Returns
+    -------
+    Tensor
+        Shape [N, M], in units of ``x``; float64 for float64 input, else float32. Differentiable once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of a wrong type, shape or device, and for NaN or Inf under full checks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ala_metric import ops
+    >>> ops.pairwise_distance(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    tensor([[0., 5.],
+            [5., 0.]])
+    """
+    check_embeddings(x, "x")
+    if y is not None:
+        check_references(x, y)
+    which = choose("pairwise_distance", impl, x.device).impl
+    if which == "native":
+        from . import native
+
+        return native.pairwise_distance(x, y)
+    x, y = compute(x), None if y is None else compute(y)
+    if which == "strips":
+        return torch.ops.ala_metric_strips.pairwise_distance(x, y)
+    return distance_matrix(x, x if y is None else y)
+
+
+@torch.library.custom_op("ala_metric_strips::pairwise_distance", mutates_args=())
+def _forward(x: Tensor, y: Tensor | None) -> Tensor:
+    strips = PairStrips(x, y)
+    distance = x.new_empty(x.shape[0], strips.y.shape[0])
+    for strip in strips:
+        distance[strip.rows] = strip.distance
+    return distance
+
+
+@torch.library.custom_op("ala_metric_strips::pairwise_distance_backward", mutates_args=())
+def _backward(grad: Tensor, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    strips = PairStrips(x, y)
+    grad_x, grad_y = strips.new_gradients()
+    for strip in strips:
+        strips.pull_back(strip, grad[strip.rows].clone(), grad_x, grad_y)
+    return grad_x, grad_x.new_empty(0) if y is None else grad_y
+
+
+@_forward.register_fake
+def _forward_shape(x: Tensor, y: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[0] if y is None else y.shape[0])
+
+
+@_backward.register_fake
+def _backward_shape(grad: Tensor, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(0) if y is None else torch.empty_like(y)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, y = ctx.saved_tensors
+    grad_x, grad_y = torch.ops.ala_metric_strips.pairwise_distance_backward(grad, x, y)
+    return grad_x, None if y is None else grad_y
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+keep_precision(_forward, _backward)

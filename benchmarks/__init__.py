@@ -1,0 +1,1 @@
+"""Measurements: speed and memory as ratios to named peers, taken in one run."""

@@ -1,0 +1,24 @@
+"""``python -m benchmarks NAME [options]``: run one benchmark."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHMARKS = {
+    "evaluation": "retrieval metrics against faiss, pytorch-metric-learning, torch and scikit-learn",
+    "kernels": "fused pair losses against torch.compile, dense PyTorch and pytorch-metric-learning",
+}
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
+        print("usage: python -m benchmarks NAME [options]\n")
+        for name, what in BENCHMARKS.items():
+            print(f"  {name:12} {what}")
+        return 0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2
+    return importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Fair timing: providers take turns within a round, and what counts is the median of the rounds' ratios."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider on one case. ``ratio`` is to the unit's time in the same round."""
+
+    benchmark: str
+    case: str
+    provider: str
+    unit: str
+    threads: int
+    ratio_median: float
+    ratio_q1: float
+    ratio_q3: float
+    seconds_median: float
+    rounds: int
+    peak_extra_mib: float | None
+    device: str
+    torch: str
+    date: str
+
+
+def conditions() -> dict[str, str]:
+    """Machine and versions that a result depends on."""
+    return {"device": cpu_name(), "torch": torch.__version__, "date": date.today().isoformat()}
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':')[1].strip()}, {os.cpu_count()} cores"
+    except OSError:
+        pass
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float = 60.0) -> dict[str, list[float]]:
+    """Seconds per call, one list per provider; providers alternate so that drift hits all alike.
+
+    The first round warms up and is thrown away. Stops early, after three rounds, when ``seconds`` are spent.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            elapsed = time.perf_counter() - begin
+            if turn > 0:
+                times[name].append(elapsed)
+        if turn >= 3 and time.perf_counter() - start > seconds:
+            break
+    return times
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return q1, median, q3
+
+
+def rows(
+    benchmark: str,
+    case: str,
+    unit: str,
+    times: Mapping[str, list[float]],
+    threads: int,
+    memory: Mapping[str, float],
+) -> list[Row]:
+    """Ratios of every provider to ``unit``, round by round."""
+    found = []
+    for name, seconds in times.items():
+        q1, median, q3 = quartiles([s / u for s, u in zip(seconds, times[unit])])
+        found.append(
+            Row(
+                benchmark,
+                case,
+                name,
+                unit,
+                threads,
+                round(median, 4),
+                round(q1, 4),
+                round(q3, 4),
+                round(statistics.median(seconds), 6),
+                len(seconds),
+                memory.get(name),
+                **conditions(),
+            )
+        )
+    return found
+
+
+def _peak_mib() -> float:
+    # not ru_maxrss: a new process starts with its parent's
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+
+def _peak_of(setup: Callable[..., Call], small: tuple, large: tuple) -> float:
+    torch.set_num_threads(1)
+    setup(*small)()
+    call = setup(*large)
+    before = _peak_mib()
+    call()
+    return round(_peak_mib() - before, 1)
+
+
+def peak_extra_mib(setup: Callable[..., Call], small: tuple, large: tuple) -> float:
+    """Peak memory of ``setup(*large)()`` beyond its inputs, in a process of its own.
+
+    ``setup(*small)()`` runs first there, so that libraries and thread pools are not counted.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak_of, setup, small, large).result()
+
+
+def write_csv(path: Path, found: list[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in found)
+
+
+def markdown(found: list[Row]) -> str:
+    """Cases down, providers across: ratio (peak extra MiB)."""
+    providers = list(dict.fromkeys(row.provider for row in found))
+    lines = [
+        "| case | threads | " + " | ".join(providers) + " |",
+        "|---" * (2 + len(providers)) + "|",
+    ]
+    for case, threads in dict.fromkeys((row.case, row.threads) for row in found):
+        cells = {row.provider: row for row in found if (row.case, row.threads) == (case, threads)}
+        text = []
+        for name in providers:
+            row = cells.get(name)
+            memory = "" if row is None or row.peak_extra_mib is None else f" ({row.peak_extra_mib:.0f} MiB)"
+            text.append("" if row is None else f"{row.ratio_median:.2f}{memory}")
+        lines.append(f"| {case} | {threads} | " + " | ".join(text) + " |")
+    return "\n".join(lines)

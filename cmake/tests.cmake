@@ -1,0 +1,13 @@
+# The core's C++ tests: every csrc/tests/test_*.cpp is a program that exits with 0,
+# on this machine's best instruction set and on the baseline.
+find_package(Threads REQUIRED)
+file(GLOB ALA_TEST_SOURCES CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/tests/test_*.cpp")
+foreach(source IN LISTS ALA_TEST_SOURCES)
+  get_filename_component(name "${source}" NAME_WE)
+  add_executable(${name} "${source}")
+  target_include_directories(${name} PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/csrc")
+  target_link_libraries(${name} PRIVATE ala_metric Threads::Threads)
+  add_test(NAME ${name} COMMAND ${name})
+  add_test(NAME ${name}_baseline COMMAND ${name})
+  set_tests_properties(${name}_baseline PROPERTIES ENVIRONMENT ALA_METRIC_ISA=baseline)
+endforeach()

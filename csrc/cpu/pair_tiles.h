@@ -1,0 +1,251 @@
+// The walk over all pairs, tile by tile: dot products, distances, the op's own row function, gradient
+// products.
+//
+// An op is a class with a nested `Tile` (one per tile, on the stack):
+//   Tile(op, I, J, i0, j0, rows, cols, diagonal)   I, J: block numbers; diagonal: rows and columns are the
+//   same points begin_row(i)                                   i: row inside the tile V pair<kMasked>(d,
+//   inverse, v, valid)          lanes v ... of the row: adds to the op's sums, returns G = slope / d
+//                                                  times the pair's weight; lanes outside `valid` must not
+//                                                  count
+//   end_row(i)
+//   finish(tile)                                   after the last row; `tile` holds what pair() returned
+// and constants kStores (finish reads the tile) and kGradient (the G of the tile are multiplied out).
+#pragma once
+
+#include <cstdint>
+
+#include "core/shapes.h"
+#include "cpu/near_pairs.h"
+#include "cpu/points.h"
+#include "cpu/schedule.h"
+#include "cpu/tile.h"
+#include "cpu/vector_math.h"
+
+namespace ala {
+namespace ALA_ISA {
+
+// Gradients grow in two parts: `out` collects -G Y and the near pairs, `weight_sums` the row sums of G, which
+// finish() turns into rowsum(G) x.
+template <class T>
+struct GradientSink {
+  T* out = nullptr;  // [count, dims]; NULL: not wanted
+  double* weight_sums = nullptr;
+
+  void allocate(T* destination, const Points<T>& points, Arena& arena) {
+    out = destination;
+    if (out) weight_sums = arena.array<double>(points.padded);
+  }
+  void clear(const Points<T>& points) {
+    if (!out) return;
+    std::memset(out, 0, static_cast<size_t>(points.count * points.dims) * sizeof(T));
+    std::memset(weight_sums, 0, static_cast<size_t>(points.padded) * sizeof(double));
+  }
+  void finish(const Points<T>& points, const Workers& workers) {
+    if (!out) return;
+    constexpr int64_t chunk = 256;
+    workers.run((points.count + chunk - 1) / chunk, [&](int64_t c, int64_t) {
+      for (int64_t i = c * chunk; i < smaller(points.count, (c + 1) * chunk); ++i) {
+        const T sum = static_cast<T>(weight_sums[i]);
+        T* to = out + i * points.dims;
+        const T* from = points.row(i);
+        for (int64_t k = 0; k < points.dims; k += Points<T>::kPanel, from += Points<T>::kSlice) {
+          const int64_t width = smaller(Points<T>::kPanel, points.dims - k);
+          for (int64_t c = 0; c < width; ++c) to[k + c] += sum * from[c];
+        }
+      }
+    });
+  }
+};
+
+template <class T>
+class PairTiles {
+ public:
+  using S = Simd<T>;
+  using V = typename S::V;
+  using Mask = typename S::Mask;
+  using Square = Tile<T>;
+
+  Points<T> x, y;  // symmetric: y is x
+  bool symmetric = false;
+  int64_t row_block = 0, col_block = 0;
+  GradientSink<T> grad_x, grad_y;
+
+  // Cuts everything the walk needs out of the arena. gx, gy: gradients wanted, or NULL.
+  void allocate(const ala_matrix& mx, const ala_matrix& my, bool is_symmetric, T* gx, T* gy,
+                const Workers& workers, Arena& arena) {
+    symmetric = is_symmetric;
+    x.allocate(mx, arena, Layout::kTiles);
+    if (symmetric)
+      y = x;
+    else
+      y.allocate(my, arena, Layout::kTiles);
+    col_block = block_size(y.count, y.dims);
+    row_block = symmetric ? col_block : block_size(x.count, x.dims);
+    grad_x.allocate(gx, x, arena);
+    if (symmetric)
+      grad_y = grad_x;
+    else
+      grad_y.allocate(gy, y, arena);
+    scratch_ = arena.array<T>(workers.slots() * kScratch);
+  }
+
+  int64_t row_blocks() const { return (x.count + row_block - 1) / row_block; }
+  int64_t col_blocks() const { return (y.count + col_block - 1) / col_block; }
+  double multiply_adds() const {
+    return static_cast<double>(x.count) * static_cast<double>(y.count) * static_cast<double>(x.dims + 16);
+  }
+
+  void pack(const ala_matrix& mx, const ala_matrix& my, const Workers& workers) {
+    x.pack(mx, workers);
+    if (!symmetric) y.pack(my, workers);
+  }
+
+  template <class Op>
+  void visit(Op& op, const Workers& workers) {
+    if (Op::kGradient) {
+      grad_x.clear(x);
+      if (!symmetric) grad_y.clear(y);
+    }
+    const auto body = [&](int64_t I, int64_t J, int64_t slot) {
+      visit_tile(op, I, J, scratch_ + slot * kScratch);
+    };
+    if (symmetric)
+      visit_symmetric(row_blocks(), workers, body, group_size(row_blocks()));
+    else if (x.count > 0 && y.count > 0)
+      visit_rectangular(row_blocks(), col_blocks(), workers, body);
+    if (Op::kGradient) {
+      grad_x.finish(x, workers);
+      if (!symmetric) grad_y.finish(y, workers);
+    }
+  }
+
+ private:
+  static constexpr int64_t kScratch = int64_t{Square::kSide} * Square::kStride;
+
+  // Depends on the shapes alone, so that the bits do not depend on the number of threads. Large blocks reuse
+  // more of the caches; small ones leave enough of them for every thread, and less waste on the diagonal.
+  static int64_t block_size(int64_t count, int64_t dims) {
+    const int64_t bytes_per_point = (dims + 16) * 6 * static_cast<int64_t>(sizeof(T));
+    int64_t block = Square::kSide;
+    while (block > 64 && (block * bytes_per_point > (13 << 18) || count < (block > 128 ? 16 : 8) * block))
+      block /= 2;
+    while (block > Square::kPanel && count < 2 * block) block /= 2;
+    return block < Square::kPanel ? Square::kPanel : block;
+  }
+
+  // Large groups of blocks save traffic to memory; at least 16 groups leave work for 8 threads.
+  static int64_t group_size(int64_t blocks) { return blocks < 32 ? 1 : smaller(blocks / 16, 4); }
+
+  template <class Op>
+  __attribute__((noinline)) void visit_tile(Op& op, int64_t I, int64_t J, T* tile) {
+    const int64_t i0 = I * row_block, j0 = J * col_block;
+    const int64_t rows = smaller(row_block, x.count - i0), cols = smaller(col_block, y.count - j0);
+    const bool diagonal = symmetric && I == J;
+    Square::dot_products(x, i0, round_up(rows, Square::kPanel), y, j0, round_up(cols, Square::kPanel), tile);
+
+    T col_weights[Square::kSide];
+    T* sums = nullptr;
+    T* to_x = Op::kGradient ? grad_x.out : nullptr;
+    T* to_y = Op::kGradient && !diagonal ? grad_y.out : nullptr;
+    if (to_y) {
+      sums = col_weights;
+      std::memset(col_weights, 0, sizeof col_weights);
+    }
+    typename Op::Tile state(op, I, J, i0, j0, rows, cols, diagonal);
+    NearRow<T> near;
+    int64_t far_pairs = diagonal ? rows * (cols - 1) : rows * cols;
+    RowDistances near_row;
+    for (int64_t i = 0; i < rows; ++i) {
+      T* row = tile + i * Square::kStride;
+      const int self = diagonal ? static_cast<int>(i) : -1;
+      measure(i0 + i, j0, static_cast<int>(cols), self, row, near_row);
+      state.begin_row(i, near_row.distance, near_row.inverse);
+      V row_weight{};
+      const int full = diagonal ? 0 : static_cast<int>(cols / S::kLanes * S::kLanes);
+      for (int v = 0; v < full; v += S::kLanes)
+        visit_lanes<false>(state, v, S::none(), near_row, row, row_weight, sums, near);
+      for (int v = full; v < cols; v += S::kLanes)
+        visit_lanes<true>(state, v, valid_lanes(v, static_cast<int>(cols), self), near_row, row, row_weight,
+                          sums, near);
+      state.end_row(i);
+      if (Op::kGradient) {
+        if (to_x) grad_x.weight_sums[i0 + i] += static_cast<double>(S::sum(row_weight));
+        far_pairs -= near.count;
+        if (near.count) near.scatter(x.row(i0 + i), y, j0, to_x ? to_x + (i0 + i) * x.dims : nullptr, to_y);
+      }
+    }
+    state.finish(tile);
+    if (!Op::kGradient) return;
+    if (to_x && far_pairs > 0)
+      Square::template subtract_product<false>(tile, rows, cols, y.row(j0), to_x + i0 * x.dims, x.dims);
+    if (to_y) {
+      for (int64_t j = 0; j < cols; ++j) grad_y.weight_sums[j0 + j] += static_cast<double>(col_weights[j]);
+      if (far_pairs > 0)
+        Square::template subtract_product<true>(tile, cols, rows, x.row(i0), to_y + j0 * y.dims, y.dims);
+    }
+  }
+
+  // Distances of one row of a tile; bit l of close[v / kLanes]: lane v + l is a near pair. In steps of their
+  // own, so that the long chains of dependent operations of several registers overlap.
+  struct RowDistances {
+    alignas(64) T distance[Square::kSide];
+    alignas(64) T inverse[Square::kSide];
+    uint32_t close[Square::kSide / S::kLanes];
+  };
+
+  static ALA_HD Mask valid_lanes(int v, int cols, int self) {
+    using Int = typename S::Int;
+    const auto lane = S::lane_numbers() + static_cast<Int>(v);
+    const Mask valid = S::less_int(lane, S::set_int(static_cast<Int>(cols)));
+    return S::but_not(valid, S::equal(lane, S::set_int(static_cast<Int>(self))));
+  }
+
+  ALA_HD void measure(int64_t i, int64_t j0, int cols, int self, const T* dots, RowDistances& to) const {
+    using M = VectorMath<T>;
+    const V length = S::set(x.norms[i]);
+    for (int v = 0; v < cols; v += S::kLanes) {
+      const V lengths = length + S::load(y.norms + j0 + v);
+      V square = lengths - T(2) * S::load(dots + v);
+      uint32_t close = S::lane_bits(S::less_equal(square, M::set(kNearPair) * lengths));
+      if (static_cast<unsigned>(self - v) < static_cast<unsigned>(S::kLanes)) close &= ~(1u << (self - v));
+      if (__builtin_expect(close != 0, 0)) {
+        close &= S::lane_bits(valid_lanes(v, cols, self));
+        square = direct(i, j0 + v, close, square);
+      }
+      to.close[v / S::kLanes] = close;
+      const V inverse = M::reciprocal_sqrt(M::max(square, M::set(kSmallestSquare)));
+      S::store(to.inverse + v, inverse);
+      S::store(to.distance + v, square * inverse);
+    }
+  }
+
+  template <bool kMasked, class TileOf>
+  ALA_HD void visit_lanes(TileOf& state, int v, Mask valid, const RowDistances& from, T* row, V& row_weight,
+                          T* col_weights, NearRow<T>& near) {
+    V g = state.template pair<kMasked>(S::load(from.distance + v), S::load(from.inverse + v), v, valid);
+    if constexpr (kMasked) g = S::select(valid, g, V{});
+    if constexpr (TileOf::kGradient) {
+      const uint32_t close = from.close[v / S::kLanes];
+      if (__builtin_expect(close != 0, 0)) {
+        near.add(close, v, g);
+        g = S::select(S::from_lane_bits(close), V{}, g);
+      }
+      row_weight += g;
+      if (col_weights) S::store(col_weights + v, S::load(col_weights + v) + g);
+    }
+    if constexpr (TileOf::kGradient || TileOf::kStores) S::store(row + v, g);
+  }
+
+  // `square` with the lanes named in `lanes` recomputed.
+  __attribute__((noinline)) V direct(int64_t i, int64_t j, uint32_t lanes, V square) const {
+    const T* own = x.row(i);
+    const V recomputed =
+        squared_differences<T>(lanes, x, [&](int) { return own; }, [&](int l) { return y.row(j + l); });
+    return S::select(S::from_lane_bits(lanes), recomputed, square);
+  }
+
+  T* scratch_ = nullptr;
+};
+
+}  // namespace ALA_ISA
+}  // namespace ala

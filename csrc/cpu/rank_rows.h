@@ -1,0 +1,218 @@
+// Rows as the ranking sees them: in the order of their classes, as floats for the tile products, exact on
+// demand.
+//
+// "Exact" is the key of a pair in double, from the caller's own numbers and in one fixed order of additions:
+//   euclidean  sum over k of (s x_k - s y_k)^2, s one power of two for all rows
+//   cosine     -<s_x x, s_y y> / |s_y y|, s_x and s_y powers of two; 0 for a zero row
+// so that equal rows have equal keys. The floats are rounded from s x - c, c near the mean (euclidean), or
+// from the unit row (cosine): their products order pairs up to a known error.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/points.h"
+
+namespace ala {
+namespace ALA_ISA {
+
+constexpr double kInfinite = __builtin_huge_val();
+constexpr float kFar = __builtin_huge_valf();
+
+template <class N>
+constexpr N larger(N a, N b) {
+  return a > b ? a : b;
+}
+
+// What all rows of one call share.
+struct RankFrame {
+  bool cosine = false;
+  double scale = 1;          // s: the largest number becomes about 1
+  double spread = 1;         // power of two that brings s x - c to about 1
+  double* centre = nullptr;  // c [dims]
+
+  // A float product is compared with this many units of a key.
+  double nominal(double key, double query_inverse) const {
+    return cosine ? 1 + key * query_inverse : 0.5 * (key * spread * spread);
+  }
+};
+
+inline double power_of_two_below(double largest) {  // 1 / 2^exponent; never denormal, never infinite
+  if (!(largest > 0)) return 1;
+  int exponent;
+  std::frexp(largest, &exponent);
+  return std::ldexp(1.0, exponent > 1020 ? -1020 : exponent < -1020 ? 1020 : -exponent);
+}
+
+class RankRows {
+ public:
+  using S = Simd<float>;
+  using D = Simd<double>;
+  static constexpr int kPanel = Points<float>::kPanel;
+
+  int64_t count = 0, padded = 0, dims = 0;
+  int32_t* order = nullptr;      // [count] the caller's number of each row
+  float* panels = nullptr;       // as in Points
+  float* half_square = nullptr;  // [padded]; Inf in the padding, which is then far from everything
+  float* length = nullptr;       // [padded]
+
+  // Numbers in a buffer for one row, or for a panel of them, on the way to their places.
+  static int64_t row_size(int64_t dims) { return round_up(dims, S::kLanes); }
+  static int64_t panel_size(int64_t dims) {
+    return kPanel * (row_size(dims) + 64 / static_cast<int64_t>(sizeof(float)));
+  }
+
+  void allocate(const ala_matrix& m, bool cosine, Arena& arena) {
+    raw_ = m;
+    count = m.rows;
+    dims = m.cols;
+    padded = round_up(count, kPanel);
+    order = arena.array<int32_t>(count);
+    panels = arena.array<float>(padded * dims);
+    half_square = arena.array<float>(padded);
+    length = arena.array<float>(padded);
+    if (cosine) scale_ = arena.array<double>(count);
+    if (cosine) inverse_ = arena.array<double>(count);
+  }
+
+  // Row i, with zeros up to row_size().
+  void read(int64_t i, double* row) const {
+    read_row(raw_, order[i], row);
+    for (int64_t k = dims; k < row_size(dims); ++k) row[k] = 0;
+  }
+  double largest_of(const double* row) const {
+    D::V most{};
+    for (int64_t k = 0; k < dims; k += D::kLanes) {
+      const D::V x = D::load(row + k), a = D::select(D::less(x, D::V{}), -x, x);
+      most = D::select(D::less(most, a), a, most);
+    }
+    double found = 0;
+    for (int l = 0; l < D::kLanes; ++l) found = larger(found, static_cast<double>(most[l]));
+    return found;
+  }
+  bool all_finite(double* row) const {
+    for (int64_t i = 0; i < count; ++i) {
+      read(i, row);
+      double zeros = 0;
+      for (int64_t k = 0; k < dims; ++k) zeros += row[k] * 0;
+      if (zeros != 0) return false;
+    }
+    return true;
+  }
+
+  // `rows`, `panel`: buffers of each slot.
+  void pack(const RankFrame& frame, const Workers& workers, double* rows, float* panel) {
+    frame_ = frame;
+    workers.run(padded / kPanel, [&](int64_t p, int64_t slot) {
+      double* row = rows + slot * row_size(dims);
+      float* from = panel + slot * panel_size(dims);
+      const int64_t stride = panel_size(dims) / kPanel;
+      for (int r = 0; r < kPanel; ++r) {
+        const int64_t i = p * kPanel + r;
+        if (i < count) {
+          pack_row(i, row, from + r * stride);
+        } else {
+          std::memset(from + r * stride, 0, static_cast<size_t>(stride) * sizeof(float));
+          half_square[i] = kFar;
+          length[i] = 0;
+        }
+      }
+      interleave(from, stride, panels + p * kPanel * dims);
+    });
+  }
+
+  // The numbers of row i as key() wants its query.
+  void query(int64_t i, double* row) const {
+    read(i, row);
+    const double s = scale(i);
+    for (int64_t k = 0; k < dims; ++k) row[k] *= s;
+  }
+  double inverse(int64_t i) const { return frame_.cosine ? inverse_[i] : 1; }
+
+  // Key of the pair (query, row j); smaller is nearer. `spare`: a buffer for a row.
+  double key(const double* query, int64_t j, double* spare) const {
+    const int64_t start = order[j] * raw_.row_stride;
+    if (raw_.col_stride == 1 && raw_.dtype == ALA_F32)
+      return key_of(query, static_cast<const float*>(raw_.data) + start, j);
+    if (raw_.col_stride == 1 && raw_.dtype == ALA_F64)
+      return key_of(query, static_cast<const double*>(raw_.data) + start, j);
+    read(j, spare);
+    return key_of(query, static_cast<const double*>(spare), j);
+  }
+
+ private:
+  double scale(int64_t i) const { return frame_.cosine ? scale_[i] : frame_.scale; }
+
+  void pack_row(int64_t i, double* row, float* to) {
+    read(i, row);
+    const int64_t n = row_size(dims);
+    if (frame_.cosine) {
+      scale_[i] = power_of_two_below(largest_of(row));
+      D::V sum{};
+      for (int64_t k = 0; k < n; k += D::kLanes) {
+        const D::V x = D::load(row + k) * D::set(scale_[i]);
+        sum += x * x;
+      }
+      const double square = D::sum(sum);
+      inverse_[i] = square == 0 ? 0 : 1 / std::sqrt(square);
+      for (int64_t k = 0; k < n; ++k) to[k] = static_cast<float>(row[k] * scale_[i] * inverse_[i]);
+    } else {
+      for (int64_t k = 0; k < dims; ++k)
+        to[k] = static_cast<float>((row[k] * frame_.scale - frame_.centre[k]) * frame_.spread);
+      for (int64_t k = dims; k < n; ++k) to[k] = 0;
+    }
+    D::V sum{};
+    for (int64_t k = 0; k < n; k += D::kLanes) sum += load(to + k) * load(to + k);
+    const double square = D::sum(sum);
+    half_square[i] = frame_.cosine ? 0.5f : static_cast<float>(square / 2);
+    length[i] = static_cast<float>(std::sqrt(square));
+  }
+
+  void interleave(const float* from, int64_t stride, float* to) const {
+    for (int half = 0; half < 2; ++half, from += S::kLanes * stride, to += S::kLanes)
+      for (int64_t k = 0; k < dims; k += S::kLanes) {
+        S::V block[S::kLanes];
+        for (int r = 0; r < S::kLanes; ++r) block[r] = S::load(from + r * stride + k);
+        S::transpose(block);
+        const int64_t n = smaller(S::kLanes, dims - k);
+        for (int64_t c = 0; c < n; ++c) S::store(to + (k + c) * kPanel, block[c]);
+      }
+  }
+
+  static ALA_HD D::V load(const double* p) { return D::load(p); }
+  static ALA_HD D::V load(const float* p) {
+    typedef float Half __attribute__((vector_size(ALA_VECTOR_BYTES / 2)));
+    Half half;
+    std::memcpy(&half, p, sizeof half);
+    return __builtin_convertvector(half, D::V);
+  }
+
+  template <class From>
+  double key_of(const double* query, const From* row, int64_t j) const {
+    return frame_.cosine ? -sum_of<true>(query, row, dims, scale_[j]) * inverse_[j]
+                         : sum_of<false>(query, row, dims, frame_.scale);
+  }
+
+  template <bool kProduct, class From>
+  static double sum_of(const double* query, const From* row, int64_t n, double scale) {
+    constexpr int64_t step = D::kLanes;
+    const auto term = [](auto x, auto y) { return kProduct ? x * y : (x - y) * (x - y); };
+    typename D::V sum[2] = {};
+    const typename D::V s = D::set(scale);
+    int64_t k = 0;
+    for (; k + 2 * step <= n; k += 2 * step) {
+      sum[0] += term(load(query + k), load(row + k) * s);
+      sum[1] += term(load(query + k + step), load(row + k + step) * s);
+    }
+    double tail = 0;
+    for (; k < n; ++k) tail += term(query[k], static_cast<double>(row[k]) * scale);
+    return D::sum(sum[0] + sum[1]) + tail;
+  }
+
+  ala_matrix raw_{};
+  RankFrame frame_;
+  double* scale_ = nullptr;  // cosine: s of each row, and 1 / |s x|
+  double* inverse_ = nullptr;
+};
+
+}  // namespace ALA_ISA
+}  // namespace ala

@@ -1,0 +1,58 @@
+// The order in which block pairs are visited. Blocks of one round are disjoint, so each block's sums have one
+// owner at a time and one fixed order of additions: no locks, no per-thread copies, the same bits for any
+// number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/parallel.h"
+
+namespace ala {
+namespace ALA_ISA {
+
+// body(I, J) for I and J of two groups of consecutive blocks, or every I <= J of one group. The row block
+// stays in the caches while the column blocks pass to and fro.
+template <class Body>
+void visit_groups(int64_t a, int64_t b, int64_t group, int64_t blocks, const Body& body) {
+  const int64_t a_end = smaller(blocks, (a + 1) * group), b_end = smaller(blocks, (b + 1) * group);
+  bool back = false;
+  for (int64_t I = a * group; I < a_end; ++I, back = !back) {
+    const int64_t first = a == b ? I : b * group;
+    for (int64_t n = 0; n < b_end - first; ++n) body(I, back ? b_end - 1 - n : first + n);
+  }
+}
+
+// Blocks against blocks of the same points, `group` of them at a time: first every group with itself, then a
+// round-robin tournament (circle method). body(I, J, slot) is called once for every unordered pair, I <= J.
+template <class Body>
+void visit_symmetric(int64_t blocks, const Workers& workers, const Body& body, int64_t group = 1) {
+  const int64_t groups = (blocks + group - 1) / group;
+  const auto meet = [&](int64_t a, int64_t b, int64_t slot) {
+    visit_groups(a, b, group, blocks, [&](int64_t I, int64_t J) { body(I, J, slot); });
+  };
+  workers.run(groups, [&](int64_t g, int64_t slot) { meet(g, g, slot); });
+  const int64_t players = groups + groups % 2;  // an odd one sits out against a dummy
+  const int64_t circle = players - 1;
+  for (int64_t round = 0; round < circle; ++round)
+    workers.run(players / 2, [&](int64_t match, int64_t slot) {
+      const int64_t a = match == 0 ? circle : (round + match) % circle;
+      const int64_t b = match == 0 ? round : (round - match + circle) % circle;
+      if (a < groups && b < groups) meet(a < b ? a : b, a < b ? b : a, slot);
+    });
+}
+
+// Every row block against every column block: rounds are the diagonals of a Latin square.
+template <class Body>
+void visit_rectangular(int64_t row_blocks, int64_t col_blocks, const Workers& workers, const Body& body) {
+  const int64_t side = row_blocks > col_blocks ? row_blocks : col_blocks;
+  for (int64_t round = 0; round < side; ++round)
+    workers.run(smaller(row_blocks, col_blocks), [&](int64_t b, int64_t slot) {
+      if (row_blocks <= col_blocks)
+        body(b, (b + round) % side, slot);
+      else
+        body((b + round) % side, b, slot);
+    });
+}
+
+}  // namespace ALA_ISA
+}  // namespace ala

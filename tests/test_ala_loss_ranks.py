@@ -1,0 +1,99 @@
+"""Two processes: rank 0 validates and decides, both apply."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ala_metric import ALALoss
+
+from .fakes import FakeLoss, FakeMetric, validation_set
+
+
+def train(rank: int, script: list[Any]) -> dict[str, Any]:
+    """What one rank sees of a short run."""
+    validations: list[int] = []
+    logged: list[Any] = []
+
+    def validate() -> tuple[torch.Tensor, torch.Tensor]:
+        validations.append(rank)
+        return validation_set()
+
+    loss_fn = ALALoss(
+        FakeLoss(3),
+        FakeMetric(script),
+        validate,
+        total_steps=100,
+        every=2,
+        offsets="all",
+        seed=rank,  # different seeds: without rank 0's word the ranks would part
+        logger=logged.append,
+    )
+    outcome = "done"
+    try:
+        for _ in range(17):
+            loss_fn(torch.ones(2, 2))
+    except RuntimeError as error:
+        outcome = str(error)
+    return {
+        "outcome": outcome,
+        "phi": loss_fn.phi.tolist(),
+        "history": [(record.phi, record.reward) for record in loss_fn.history],
+        "validations": len(validations),
+        "logged": len(logged),
+    }
+
+
+def work(rank: int, store: str, results: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+    )
+    well = train(rank, [float(i % 3) for i in range(20)])
+    failing = [train(rank, [0.0] * calls + [RuntimeError("no data")]) for calls in (0, 1)]
+    results.put((rank, well, failing))
+    results.close()
+    results.join_thread()
+    dist.barrier()
+    os._exit(0)  # gloo aborts now and then while two processes take their connections down
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    if not dist.is_available():
+        pytest.skip("torch without torch.distributed")
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    store = str(tmp_path_factory.mktemp("ranks") / "store")
+    children = [context.Process(target=work, args=(rank, store, results)) for rank in range(2)]
+    for child in children:
+        child.start()
+    found = [results.get(timeout=120) for _ in children]
+    for child in children:
+        child.join(timeout=30)
+        assert child.exitcode == 0
+    return sorted(found, key=lambda result: result[0])
+
+
+def test_rank_zero_decides_and_all_ranks_apply(ranks: list[Any]) -> None:
+    first, second = (well for _, well, _ in ranks)
+    assert (first["outcome"], second["outcome"]) == ("done", "done")
+    assert first["phi"] == second["phi"]
+    assert first["history"] == second["history"]
+    assert len(set(first["history"])) > 1
+    assert (first["validations"], second["validations"]) == (16, 0)
+    assert (first["logged"], second["logged"]) == (8, 0)
+
+
+@pytest.mark.parametrize("where", [0, 1], ids=["between steps", "at a step"])
+def test_a_failure_on_rank_zero_reaches_the_others(ranks: list[Any], where: int) -> None:
+    first, second = (failing[where]["outcome"] for _, _, failing in ranks)
+    assert first == "no data"
+    assert second == "rank 0 failed: RuntimeError: no data"

@@ -1,0 +1,542 @@
+"""Eq. 6 and Eq. 7 against explicit float64 loops, torch's cross-entropy and finite differences."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ala_metric import AdaptiveLoss
+from ala_metric.classification import AdaptiveClassificationLoss, StreamingConfusion, class_confusion
+
+FORMS = ["softplus", "sigmoid", "linear"]
+
+
+def random_phi(classes: int, off_diagonal: bool, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.rand(classes, classes, generator=generator) * 2 - 1
+    matrix = (matrix + matrix.T) / 2 if off_diagonal else torch.zeros(classes, classes)
+    matrix[range(classes), range(classes)] = 0.05 + 0.95 * torch.rand(classes, generator=generator)
+    return matrix
+
+
+def batch(rows: int, classes: int, seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 3.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
+    return logits.to(dtype), torch.randint(0, classes, (rows,), generator=generator)
+
+
+def loop_loss(logits, targets, phi, form, *, weight=None, ignore_index=-100, smoothing=0.0) -> list[float]:
+    """Eq. 6, one sample and one class at a time, in Python floats."""
+    phi, losses = phi.tolist(), []
+    classes = len(phi)
+    for row, target in zip(logits.tolist(), targets.tolist()):
+        if target == ignore_index:
+            losses.append(0.0)
+            continue
+        top = max(row)
+        lse = top + math.log(sum(math.exp(x - top) for x in row))
+        w = [1.0] * classes if weight is None else weight.tolist()
+        y = [smoothing / classes * w[c] / w[target] for c in range(classes)]
+        y[target] += 1 - smoothing
+        u = sum(y[i] * phi[i][j] * (row[j] - lse) for i in range(classes) for j in range(classes))
+        if form == "softplus":
+            value = max(-u, 0.0) + math.log1p(math.exp(-abs(u)))
+        elif form == "sigmoid":
+            value = -1 / (1 + math.exp(-u)) if u > -700 else 0.0
+        else:
+            value = -u
+        losses.append(w[target] * value)
+    return losses
+
+
+OPTIONS = [
+    {},
+    {"label_smoothing": 0.1},
+    {"ignore_index": 1},
+    {"weight": True},
+    {"weight": True, "label_smoothing": 0.3, "ignore_index": 0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
+@pytest.mark.parametrize("off_diagonal", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("rows", "classes"), [(1, 2), (13, 7)])
+def test_equals_loops(rows: int, classes: int, form: str, off_diagonal: bool, options: dict) -> None:
+    logits, targets = batch(rows, classes)
+    phi = random_phi(classes, off_diagonal)
+    weight = torch.linspace(0.5, 2.0, classes) if options.get("weight") else None
+    options = options | {"weight": weight}
+    loss_fn = AdaptiveClassificationLoss(classes, form, off_diagonal, **options)
+    loss_fn.set_phi(phi)
+    ignore = options.get("ignore_index", -100)
+    each = loop_loss(
+        logits,
+        targets,
+        loss_fn.phi,
+        form,
+        weight=weight,
+        ignore_index=ignore,
+        smoothing=options.get("label_smoothing", 0.0),
+    )
+    counted = [1.0 if weight is None else float(weight[t]) for t in targets.tolist() if t != ignore]
+    # 1e-12: float64 sums of at most 49 terms of size 10
+    for reduction, expected in (
+        ("none", each),
+        ("sum", sum(each)),
+        ("mean", sum(each) / sum(counted) if counted else 0.0),
+    ):
+        loss_fn.reduction = reduction
+        assert loss_fn(logits, targets).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
+@pytest.mark.parametrize("off_diagonal", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck(form: str, off_diagonal: bool, options: dict) -> None:
+    logits, targets = batch(5, 4, seed=1)
+    if options.get("weight"):
+        options = options | {"weight": torch.tensor([0.5, 1.0, 2.0, 0.1])}
+    loss_fn = AdaptiveClassificationLoss(4, form, off_diagonal, **options)
+    loss_fn.set_phi(random_phi(4, off_diagonal, seed=2))
+    for reduction in ("mean", "none"):
+        loss_fn.reduction = reduction
+        assert torch.autograd.gradcheck(lambda x: loss_fn(x, targets), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_linear_at_identity_is_cross_entropy(reduction: str, options: dict, off_diagonal: bool) -> None:
+    logits, targets = batch(29, 6, seed=3)
+    weight = torch.tensor([1.0, 0.0, 2.0, 0.5, 3.0, 0.1]) if options.get("weight") else None
+    options = options | {"weight": weight}
+    loss_fn = AdaptiveClassificationLoss(6, "linear", off_diagonal, reduction=reduction, **options)
+    options["weight"] = None if weight is None else weight.double()
+    expected = F.cross_entropy(logits, targets, reduction=reduction, **options)
+    # 1e-12: rounding; a weight of 0 becomes 1e-20 where label smoothing divides by it
+    torch.testing.assert_close(loss_fn(logits, targets), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 60.0])
+def test_softplus_at_identity_is_cross_entropy_gradient_over_one_plus_p(scale: float) -> None:
+    logits, targets = batch(50, 11, seed=4, scale=scale)
+    logits.requires_grad_()
+    loss_fn = AdaptiveClassificationLoss(11, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss_fn(logits, targets), logits)
+    (plain,) = torch.autograd.grad(F.cross_entropy(logits, targets, reduction="sum"), logits)
+    p = logits.softmax(1).gather(1, targets[:, None])
+    torch.testing.assert_close(gradient, plain / (1 + p), rtol=1e-13, atol=1e-300)
+
+
+def test_default_is_the_paper_initialisation() -> None:
+    loss_fn = AdaptiveClassificationLoss(5)
+    assert loss_fn.form == "softplus"
+    assert torch.equal(loss_fn.phi, torch.eye(5))
+    assert "phi" in dict(loss_fn.named_buffers())
+    assert not list(loss_fn.parameters())
+    paper = AdaptiveClassificationLoss.paper(5)
+    assert (paper.form, paper.off_diagonal) == ("sigmoid", True)
+    logits, targets = batch(9, 5)
+    p = logits.softmax(1).gather(1, targets[:, None])
+    torch.testing.assert_close(paper(logits, targets), (-p / (1 + p)).mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("off_diagonal", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_huge_logits_are_finite(form: str, off_diagonal: bool, dtype: torch.dtype) -> None:
+    logits = torch.tensor(
+        [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [1e4, 1e4, -1e4]], dtype=dtype
+    ).requires_grad_()
+    targets = torch.tensor([0, 0, 2])
+    loss_fn = AdaptiveClassificationLoss(3, form, off_diagonal, label_smoothing=0.1)
+    loss_fn.set_phi(random_phi(3, off_diagonal))
+    loss = loss_fn(logits, targets)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("off_diagonal", [False, True])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, off_diagonal: bool) -> None:
+    logits, targets = batch(17, 9, seed=5, dtype=dtype)
+    loss_fn = AdaptiveClassificationLoss(9, off_diagonal=off_diagonal)
+    loss_fn.set_phi(random_phi(9, off_diagonal))
+    loss = loss_fn(logits, targets)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, loss_fn(logits.float(), targets))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss, loss_fn(logits, targets))
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+def test_impossible_classes_do_not_poison_the_others(off_diagonal: bool) -> None:
+    """A logit of -inf with weight 0 in Phi: 0 times inf must not appear."""
+    logits, targets = batch(6, 4)
+    targets = targets % 3
+    logits[:, 3] = -math.inf
+    logits.requires_grad_()
+    loss_fn = AdaptiveClassificationLoss(4, off_diagonal=off_diagonal)
+    loss = loss_fn(logits, targets)
+    loss.backward()
+    torch.testing.assert_close(loss, AdaptiveClassificationLoss(3)(logits[:, :3], targets))
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+@pytest.mark.parametrize("options", [{}, {"weight": torch.tensor([0.0, 1.0])}])
+def test_nothing_to_learn_is_a_zero_with_a_graph(off_diagonal: bool, options: dict) -> None:
+    loss_fn = AdaptiveClassificationLoss(2, off_diagonal=off_diagonal, **options)
+    for rows, target in ((0, 0), (3, -100)):
+        logits = torch.randn(rows, 2, requires_grad=True)
+        loss = loss_fn(logits, torch.full((rows,), target))
+        loss.backward()
+        assert loss.item() == 0.0
+        assert torch.equal(logits.grad, torch.zeros(rows, 2))
+
+
+def test_nan_in_nan_out() -> None:
+    logits, targets = batch(4, 3)
+    logits[1, 2] = math.nan
+    for off_diagonal in (False, True):
+        assert AdaptiveClassificationLoss(3, off_diagonal=off_diagonal)(logits, targets).isnan()
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+def test_phi_may_move_between_forward_and_backward(off_diagonal: bool) -> None:
+    logits, targets = batch(8, 5)
+    gradients = []
+    for move in (False, True):
+        loss_fn = AdaptiveClassificationLoss(5, off_diagonal=off_diagonal).double()
+        x = logits.clone().requires_grad_()
+        loss = loss_fn(x, targets)
+        if move:
+            loss_fn.set_phi(torch.eye(5) * 0.5)
+        loss.backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
+def test_ten_thousand_classes() -> None:
+    """Only the diagonal is stored then; the loss and the statistics are those of Eq. 6 and 7."""
+    logits, targets = batch(6, 10_000, dtype=torch.float32)
+    loss_fn = AdaptiveClassificationLoss(10_000)
+    assert loss_fn.phi.shape == (10_000,)
+    assert len(loss_fn.phi_spec) == 10_000
+    vector = torch.linspace(0.05, 1.0, 10_000)
+    loss_fn.set_phi(vector)
+    loss_fn.set_phi(vector.diag())
+    assert torch.equal(loss_fn.phi_vector, vector)
+    nll = F.cross_entropy(logits.double(), targets, reduction="none")
+    expected = F.softplus(vector[targets].double() * nll).mean()
+    # 1e-6: float32 log-softmax
+    torch.testing.assert_close(loss_fn(logits, targets).double(), expected, rtol=1e-6, atol=0)
+    statistics = loss_fn.statistics(logits, targets)
+    assert statistics.shape == (10_000, 2)
+    assert statistics.isfinite().all()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for item in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(item, torch.Tensor):
+                self.numel = max(self.numel, item.numel())
+        return result
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("classes", [1000, 5000])
+def test_no_tensor_is_larger_than_the_logits(classes: int, smoothing: float) -> None:
+    logits, targets = batch(7, classes, dtype=torch.float32)
+    logits.requires_grad_()
+    loss_fn = AdaptiveClassificationLoss(classes, label_smoothing=smoothing)
+    with LargestTensor() as largest:
+        loss_fn(logits, targets).backward()
+    assert largest.numel == logits.numel()
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+def test_compiles_to_one_graph(off_diagonal: bool) -> None:
+    logits, targets = batch(8, 5, dtype=torch.float32)
+    targets[2] = -100
+    loss_fn = AdaptiveClassificationLoss(5, off_diagonal=off_diagonal, label_smoothing=0.1)
+    compiled = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")
+    for factor in (1.0, 0.5):  # a moved phi is seen without compiling anew
+        loss_fn.set_phi(factor * torch.eye(5))
+        x, y = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+        compiled(x, targets).backward()
+        loss_fn(y, targets).backward()
+        torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+def test_copies_and_state_carry_phi(off_diagonal: bool) -> None:
+    loss_fn = AdaptiveClassificationLoss(4, off_diagonal=off_diagonal, weight=torch.arange(4.0))
+    loss_fn.set_phi(random_phi(4, off_diagonal))
+    fresh = AdaptiveClassificationLoss(4, off_diagonal=off_diagonal, weight=torch.ones(4))
+    fresh.load_state_dict(loss_fn.state_dict())
+    for other in (copy.deepcopy(loss_fn), pickle.loads(pickle.dumps(loss_fn)), fresh):
+        assert torch.equal(other.phi, loss_fn.phi)
+        assert torch.equal(other.weight, loss_fn.weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"num_classes": 1}, "num_classes"),
+        ({"form": "hinge"}, "form"),
+        ({"reduction": "max"}, "reduction"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"label_smoothing": -0.1}, "label_smoothing"),
+        ({"weight": torch.ones(2)}, "weight"),
+        ({"weight": torch.tensor([1.0, -1.0, 1.0])}, "weight"),
+        ({"weight": torch.tensor([1.0, math.nan, 1.0])}, "weight"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        AdaptiveClassificationLoss(**({"num_classes": 3} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "error", "text"),
+    [
+        (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), ValueError, "logits"),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.int64), ValueError, "logits"),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), TypeError, "logits"),
+        (torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), ValueError, "targets"),
+        (torch.zeros(2, 3), torch.zeros(2), TypeError, "targets"),
+        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.bool), TypeError, "targets"),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), ValueError, "targets"),
+        (torch.zeros(2, 3), torch.tensor([0, -1]), ValueError, "targets"),
+    ],
+)
+def test_bad_batches_are_refused(logits, targets, error: type, text: str) -> None:
+    loss_fn = AdaptiveClassificationLoss(3)
+    with pytest.raises(error, match=text):
+        loss_fn(logits, targets)
+    with pytest.raises(error, match=text.replace("logits", "outputs")):
+        loss_fn.statistics(logits, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_narrow_integer_targets(dtype: torch.dtype) -> None:
+    logits, targets = batch(8, 5)
+    loss_fn = AdaptiveClassificationLoss(5)
+    assert torch.equal(loss_fn(logits, targets.to(dtype)), loss_fn(logits, targets))
+
+
+# ---- phi as actions
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_actions_name_the_entries_of_phi(classes: int, off_diagonal: bool) -> None:
+    loss_fn = AdaptiveClassificationLoss(classes, off_diagonal=off_diagonal)
+    assert isinstance(loss_fn, AdaptiveLoss)
+    pairs = [(i, j) for i in range(classes) for j in range(i, classes) if off_diagonal or i == j]
+    assert [spec.name for spec in loss_fn.phi_spec] == [f"phi[{i},{j}]" for i, j in pairs]
+    for number, ((i, j), spec) in enumerate(zip(pairs, loss_fn.phi_spec)):
+        assert (spec.low, spec.high, spec.rule) == ((0.05 if i == j else -1.0), 1.0, "additive")
+        vector = loss_fn.phi_vector
+        vector[number] = 0.25
+        loss_fn.set_phi(vector)
+        assert float(loss_fn.phi[i, j]) == float(loss_fn.phi[j, i]) == 0.25
+        assert torch.equal(loss_fn.phi, loss_fn.phi.T)
+        assert torch.equal(loss_fn.phi_vector, vector)
+    matrix = random_phi(classes, off_diagonal)
+    loss_fn.set_phi(matrix)
+    assert torch.equal(loss_fn.phi, matrix)
+    assert loss_fn.phi_vector.tolist() == [float(matrix[i, j]) for i, j in pairs]
+
+
+def test_set_phi_keeps_the_buffer_and_forgives_rounding_only() -> None:
+    loss_fn = AdaptiveClassificationLoss(3, off_diagonal=True)
+    buffer = loss_fn.phi
+    loss_fn.set_phi(torch.eye(3, dtype=torch.float64) * (1 + 1e-7))
+    assert loss_fn.phi is buffer
+    assert torch.equal(buffer, torch.eye(3))
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("off_diagonal", "phi"),
+    [
+        (False, torch.ones(2)),
+        (False, torch.ones(6)),
+        (False, torch.tensor(1.0)),
+        (False, torch.ones(3, 2)),
+        (False, torch.tensor([1.0, 0.04, 1.0])),
+        (False, torch.tensor([1.0, 1.01, 1.0])),
+        (False, torch.tensor([1.0, NAN, 1.0])),
+        (False, torch.eye(3) + 0.1 * torch.eye(3).roll(1, 0)),
+        (False, torch.tensor([[1, 0.1, 0], [0.1, 1, 0], [0, 0, 1]])),
+        (False, torch.tensor([[NAN, 0, 0], [0, 1, 0], [0, 0, 1]])),
+        (True, torch.ones(3)),
+        (True, torch.ones(4, 4)),
+        (True, torch.eye(3) * 0.0),
+        (True, torch.eye(3) + torch.tensor([[0, 0.1, 0], [0, 0, 0], [0, 0, 0]])),
+        (True, torch.eye(3) + 1.01 * torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0]])),
+        (True, torch.tensor([1.0, 0.0, NAN, 1.0, 0.0, 1.0])),
+        (True, torch.tensor([1.0, 0.0, math.inf, 1.0, 0.0, 1.0])),
+    ],
+)
+def test_bad_phi_changes_nothing(off_diagonal: bool, phi: torch.Tensor) -> None:
+    loss_fn = AdaptiveClassificationLoss(3, off_diagonal=off_diagonal)
+    before = random_phi(3, off_diagonal)
+    loss_fn.set_phi(before)
+    with pytest.raises(ValueError, match="phi"):
+        loss_fn.set_phi(phi)
+    assert torch.equal(loss_fn.phi, before)
+
+
+# ---- confusions and statistics
+
+
+def loop_confusion(log_probs: torch.Tensor, targets: torch.Tensor, classes: int) -> list[list[float]]:
+    """Eq. 7 as written; 0 for a class without samples."""
+    result = []
+    for i in range(classes):
+        rows = [row for row, y in zip(log_probs.tolist(), targets.tolist()) if y == i]
+        result.append([sum(-row[j] for row in rows) / len(rows) if rows else 0.0 for j in range(classes)])
+    return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (1, 2), (101, 7), (5, 23), (0, 3)])
+def test_confusion_equals_loops(rows: int, classes: int, dtype: torch.dtype) -> None:
+    logits, targets = batch(rows, classes)
+    log_probs = logits.log_softmax(1).to(dtype)
+    confusion = class_confusion(log_probs, targets, classes)
+    assert confusion.dtype == torch.float64
+    expected = torch.tensor(loop_confusion(log_probs, targets, classes), dtype=torch.float64)
+    torch.testing.assert_close(confusion, expected, rtol=1e-13, atol=0)  # order of at most 101 float64 sums
+
+
+def test_confusion_streams_over_blocks_and_batches() -> None:
+    logits, targets = batch(20_000, 3)
+    log_probs = logits.log_softmax(1)
+    stream = StreamingConfusion(3)
+    for rows, labels in zip(log_probs.split(777), targets.split(777)):
+        stream.update(rows, labels)
+    whole = class_confusion(log_probs, targets, 3)
+    torch.testing.assert_close(stream.compute(), whole, rtol=1e-12, atol=0)
+    expected = torch.stack([-log_probs[targets == i].mean(0) for i in range(3)])
+    torch.testing.assert_close(whole, expected, rtol=1e-12, atol=0)
+    assert stream.count.tolist() == torch.bincount(targets).tolist()
+
+
+def test_confusion_of_impossible_classes_is_infinite() -> None:
+    log_probs = torch.tensor([[0.0, -math.inf], [-0.5, -1.0]])
+    assert class_confusion(log_probs, torch.tensor([0, 1]), 2).tolist() == [[0.0, math.inf], [0.5, 1.0]]
+    with pytest.raises(ValueError, match="1 of 2 rows"):
+        class_confusion(torch.tensor([[0.0, math.nan], [0.0, 0.0]]), torch.tensor([0, 1]), 2)
+    with pytest.raises(ValueError, match="targets"):
+        class_confusion(log_probs, torch.tensor([0, 2]), 2)
+    with pytest.raises(ValueError, match="log_probs"):
+        class_confusion(log_probs, torch.tensor([0, 1]), 3)
+    with pytest.raises(ValueError, match="num_classes"):
+        class_confusion(log_probs, torch.tensor([0, 1]), 0)
+
+
+def loop_statistics(logits: torch.Tensor, targets: torch.Tensor, off_diagonal: bool) -> torch.Tensor:
+    """Pair features of Eq. 7, z-scored over the known entries of each kind."""
+    classes = logits.shape[1]
+    confusion = loop_confusion(logits.double().log_softmax(1), targets, classes)
+    present = set(targets.tolist())
+    pairs = [(i, j) for i in range(classes) for j in range(i, classes) if off_diagonal or i == j]
+    result = torch.zeros(len(pairs), 2, dtype=torch.float64)
+    for kind in (True, False):
+        known = [n for n, (i, j) in enumerate(pairs) if (i == j) == kind and {i, j} <= present]
+        if not known:
+            continue
+        features = torch.tensor(
+            [
+                [
+                    (confusion[i][j] + confusion[j][i]) / 2,
+                    abs(confusion[i][j] - confusion[j][i]) / 2,
+                ]
+                for i, j in (pairs[n] for n in known)
+            ],
+            dtype=torch.float64,
+        )
+        std = features.std(0, correction=0)
+        result[known] = torch.where(std > 1e-9, (features - features.mean(0)) / std, 0)
+    return result
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+@pytest.mark.parametrize(("rows", "classes"), [(3, 2), (200, 6), (11, 13), (1, 4)])
+def test_statistics_equal_loops(rows: int, classes: int, off_diagonal: bool) -> None:
+    """With 11 samples of 13 classes some classes are absent."""
+    logits, targets = batch(rows, classes, seed=9)
+    loss_fn = AdaptiveClassificationLoss(classes, off_diagonal=off_diagonal)
+    statistics = loss_fn.statistics(logits, targets)
+    assert statistics.shape == (len(loss_fn.phi_spec), 2)
+    # float32 results of size 1
+    torch.testing.assert_close(
+        statistics.double(), loop_statistics(logits, targets, off_diagonal), rtol=0, atol=1e-6
+    )
+
+
+def test_statistics_do_not_depend_on_the_order_or_number_of_samples_and_classes() -> None:
+    classes = 6
+    logits, targets = batch(300, classes, seed=2)
+    loss_fn = AdaptiveClassificationLoss(classes, off_diagonal=True)
+    statistics = loss_fn.statistics(logits, targets)
+    torch.testing.assert_close(statistics, loss_fn.statistics(logits.repeat(2, 1), targets.repeat(2)))
+
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(0))
+    renamed = loss_fn.statistics(logits[:, order], order.argsort()[targets])
+    table = torch.zeros(2, classes, classes, 2)
+    rows, columns = torch.triu_indices(classes, classes)
+    for number, values in enumerate((statistics, renamed)):
+        table[number, rows, columns] = values
+        table[number, columns, rows] = values
+    torch.testing.assert_close(table[1], table[0][order][:, order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+def test_statistics_are_finite_whatever_the_confusions(off_diagonal: bool) -> None:
+    loss_fn = AdaptiveClassificationLoss(3, off_diagonal=off_diagonal)
+    targets = torch.tensor([0, 1, 2])
+    for logits in (
+        torch.zeros(3, 3),
+        torch.eye(3) * 1e4,
+        torch.eye(3) * -1e4,
+        torch.tensor([[0.0, -math.inf, 0.0], [0.0, -math.inf, 1.0], [0.0, 0.0, 0.0]]),
+        torch.full((3, 3), 1e-30),
+    ):
+        assert loss_fn.statistics(logits, targets).isfinite().all()
+    for rows, target in ((0, 0), (3, -100)):
+        empty = loss_fn.statistics(torch.randn(rows, 3), torch.full((rows,), target))
+        assert torch.equal(empty, torch.zeros(len(loss_fn.phi_spec), 2))
+    with pytest.raises(ValueError, match="1 of 3 rows"):
+        loss_fn.statistics(torch.tensor([[0.0, 0.0, math.nan], [0.0] * 3, [0.0] * 3]), targets)
+
+
+def test_statistics_leave_logits_and_ignored_samples_alone() -> None:
+    logits, targets = batch(40, 4)
+    logits.requires_grad_()
+    loss_fn = AdaptiveClassificationLoss(4, off_diagonal=True, ignore_index=9)
+    ignored = torch.cat((logits, torch.full((2, 4), math.nan)))
+    statistics = loss_fn.statistics(ignored, torch.cat((targets, torch.tensor([9, 9]))))
+    assert not statistics.requires_grad
+    assert torch.equal(statistics, loss_fn.statistics(logits, targets))
