@@ -28,8 +28,8 @@ $(ENV): constraints.txt pyproject.toml VERSION
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt "setuptools>=77" wheel torch
 	$(PIP) install --quiet --constraint constraints.txt cmake ninja pybind11
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[cli,dev,faiss]'
-	touch $(ENV) $(NATIVE)
+	ALA_METRIC_BUILD=none $(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[cli,dev,faiss]'
+	touch $(ENV)
 
 $(NATIVE): $(ENV) setup.py $(NATIVE_SOURCES)
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .

@@ -8,6 +8,7 @@ compared too: with faiss's, and with float64 for all queries.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -22,6 +23,8 @@ SIZES = ((7000, 128), (7000, 512), (60_502, 128), (60_502, 512))
 ROWS_PER_CLASS = 60_502 / 11_316
 NOISE = {128: 1.6, 512: 2.4}  # spread about a class centre for which Recall@1 is neither 0 nor 1
 STRIP = 1024
+SLOW = ("torch mm + topk", "scikit-learn")  # take part in one round only where that takes minutes
+PEERS = ("PML calculator",)
 
 
 def depths(n: int) -> tuple[int, ...]:
@@ -172,10 +175,21 @@ def compare_ranks(n: int, d: int, separate: bool) -> str:
     )
 
 
-def run_case(n: int, d: int, separate: bool, threads: int, rounds: int, memory: bool) -> list[measure.Row]:
+def run_case(
+    n: int, d: int, separate: bool, threads: int, rounds: int, memory: bool, left_out: list[str]
+) -> list[measure.Row]:
     torch.set_num_threads(threads)
-    setups = providers(n, separate)
-    times = measure.interleaved({name: setup(n, d, separate) for name, setup in setups.items()}, rounds)
+    setups = {name: setup for name, setup in providers(n, separate).items() if name not in left_out}
+    small = n <= 10_000
+    for setup in setups.values():
+        setup(1000, d, separate)()
+    times = measure.interleaved(
+        {name: setup(n, d, separate) for name, setup in setups.items()},
+        rounds,
+        warm_up=small,
+        once=() if small else SLOW,
+        clock=time.process_time if threads == 1 else time.perf_counter,
+    )
     peaks = {}
     if memory:
         for name, setup in setups.items():
@@ -190,6 +204,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--threads", type=int, nargs="*", default=[1])
     parser.add_argument("--sizes", nargs="*", default=None, metavar="NxD")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--no-times", action="store_true", help="compare the ranks only")
+    parser.add_argument("--without", nargs="*", default=[], metavar="PROVIDER", choices=[*SLOW, *PEERS])
+    parser.add_argument("--galleries", nargs="*", default=["own", "separate"], choices=["own", "separate"])
     parser.add_argument("--no-ranks", action="store_true", help="leave out the comparison with float64")
     parser.add_argument("--csv", default=str(measure.RESULTS / "evaluation.csv"))
     options = parser.parse_args(argv)
@@ -197,13 +214,15 @@ def main(argv: list[str]) -> int:
     found: list[measure.Row] = []
     for threads in options.threads:
         for n, d in sizes:
-            for separate in (False, True):
+            for separate in (name == "separate" for name in options.galleries):
                 what = f"{n}x{d}{', separate gallery' if separate else ''}, {threads} thread(s)"
                 print(f"{what} ...", flush=True)
                 if threads == options.threads[0] and not options.no_ranks:
                     print(compare_ranks(n, d, separate), flush=True)
+                if options.no_times:
+                    continue
                 memory = not options.no_memory and threads == 1
-                found += run_case(n, d, separate, threads, options.rounds, memory)
+                found += run_case(n, d, separate, threads, options.rounds, memory, options.without)
                 measure.write_csv(measure.Path(options.csv), found)
-    print(f"\ntime / faiss's (peak extra memory)\n\n{measure.markdown(found)}\n\n{measure.conditions()}")
+    print(f"\ntime (CPU seconds with one thread) / faiss's (peak extra memory)\n\n{measure.markdown(found)}\n\n{measure.conditions()}")
     return 0

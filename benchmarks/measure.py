@@ -8,7 +8,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import date
@@ -56,18 +56,30 @@ def cpu_name() -> str:
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float = 60.0) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Call],
+    rounds: int,
+    seconds: float = 60.0,
+    *,
+    warm_up: bool = True,
+    once: Collection[str] = (),
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds per call, one list per provider; providers alternate so that drift hits all alike.
 
-    The first round warms up and is thrown away. Stops early, after three rounds, when ``seconds`` are spent.
+    With ``warm_up`` a first round is thrown away. Stops early, after three rounds, when ``seconds`` are spent.
+    Providers in ``once`` take part in the first round that counts only. ``time.process_time`` as ``clock``
+    counts CPU seconds, which another process on the machine disturbs less.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
-    for turn in range(rounds + 1):
+    for turn in range(0 if warm_up else 1, rounds + 1):
         for name, call in calls.items():
-            begin = time.perf_counter()
+            if name in once and turn != 1:
+                continue
+            begin = clock()
             call()
-            elapsed = time.perf_counter() - begin
+            elapsed = clock() - begin
             if turn > 0:
                 times[name].append(elapsed)
         if turn >= 3 and time.perf_counter() - start > seconds:
