@@ -224,5 +224,6 @@ def main(argv: list[str]) -> int:
                 memory = not options.no_memory and threads == 1
                 found += run_case(n, d, separate, threads, options.rounds, memory, options.without)
                 measure.write_csv(measure.Path(options.csv), found)
-    print(f"\ntime (CPU seconds with one thread) / faiss's (peak extra memory)\n\n{measure.markdown(found)}\n\n{measure.conditions()}")
+    print("\ntime (CPU seconds with one thread) / faiss's (peak extra memory)\n")
+    print(f"{measure.markdown(found)}\n\n{measure.conditions()}")
     return 0

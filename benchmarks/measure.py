@@ -67,7 +67,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds per call, one list per provider; providers alternate so that drift hits all alike.
 
-    With ``warm_up`` a first round is thrown away. Stops early, after three rounds, when ``seconds`` are spent.
+    With ``warm_up`` a first round is thrown away. Stops after three rounds when ``seconds`` are spent.
     Providers in ``once`` take part in the first round that counts only. ``time.process_time`` as ``clock``
     counts CPU seconds, which another process on the machine disturbs less.
     """

@@ -15,7 +15,7 @@ N, D = 16_384, 64
 LIMIT = 200 * 2**20  # an N x N float32 matrix would be 1 GiB
 
 # VmHWM is the peak of this process alone (ru_maxrss would begin with the parent's); a warm-up on a small
-# batch pays for everything that is loaded once. The peak is taken from what is resident before the step and not
+# batch pays for everything that is loaded once. The peak is taken from what is resident before the step, not
 # from the peak before it: loading torch can peak higher than the step does, and would hide it.
 PROBE = """
 import re, sys, torch
@@ -30,7 +30,7 @@ def step(n):
     getattr(ops, name)(x, torch.arange(n) % 512, phi, impl=impl).mean().backward()
 step(1024)
 try:
-    open("/proc/self/clear_refs", "w").write("5")  # start the peak anew; without it the result is an upper bound
+    open("/proc/self/clear_refs", "w").write("5")  # a new peak; without it the result is an upper bound
 except OSError:
     pass
 before = kib("VmRSS")
