@@ -31,6 +31,8 @@ python_use_unqualified_type_names = True
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
+smartquotes = False  # an error message must be found as it is written
+
 html_theme = "furo"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]

@@ -22,7 +22,7 @@ TITLES = {True: "positive pairs: pulled together", False: "negative pairs: pushe
 
 def draw(file: Path) -> None:
     d = torch.linspace(0, 2, 201)
-    figure, both = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, both = plt.subplots(2, 1, figsize=(5.5, 6.6), layout="constrained")
     for axes, positive in zip(both, (True, False)):
         for k, phi in enumerate(torch.eye(5)):
             values = ops.mixture_of_distance(d, phi, positive=positive)
