@@ -248,6 +248,9 @@ def test_the_callback_refuses_what_it_cannot_do(lightning: Any, tmp_path: Path) 
     with pytest.raises(ValueError, match="total_steps is needed"):
         fit(lightning, make_callback(), tmp_path, max_steps=-1, max_epochs=-1)
     module = module_class(lightning)()
+    module.loss_fn = nn.CrossEntropyLoss()
+    with pytest.raises(TypeError, match="must be callable and have phi"):
+        fit(lightning, make_callback(), tmp_path, module)
     module.loss_fn = plain_loop(steps=1)[0]
     with pytest.raises(TypeError, match="loss_fn is an ALALoss already"):
         fit(lightning, make_callback(), tmp_path, module)

@@ -65,6 +65,8 @@ def test_csv_of_another_run_is_left_alone(tmp_path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match="resume=True"):
         CSVLogger(path)
+    with pytest.raises(FileNotFoundError, match="folder of the table does not exist"):
+        CSVLogger(tmp_path / "gone" / "history.csv")
     with pytest.raises(ValueError, match="has the columns"):
         run(CSVLogger(path, ["a", "b"], resume=True))
     assert path.read_bytes() == before

@@ -110,15 +110,13 @@ class ALACallback(Callback):
                     return self.validation(pl_module)
                 return embed(pl_module, self.validation)
 
-        names = [spec.name for spec in loss.phi_spec]
         given = self.options.get("logger")
 
         def log(record: dict[str, Any]) -> None:
-            row = {
-                f"ala/{name}": value for name, value in flatten(record, names).items() if value is not None
-            }
+            row = flatten(record, [spec.name for spec in loss.phi_spec])
+            known = {f"ala/{name}": value for name, value in row.items() if value is not None}
             for logger in trainer.loggers:
-                logger.log_metrics(row, step=trainer.global_step)
+                logger.log_metrics(known, step=trainer.global_step)
             if given is not None:
                 (given.log if hasattr(given, "log") else given)(record)
 

@@ -86,6 +86,8 @@ class CSVLogger:
     ------
     FileExistsError
         If the file exists and ``resume`` is off.
+    FileNotFoundError
+        If its folder does not exist.
     ValueError
         When a record has other columns than the file.
 
@@ -107,6 +109,8 @@ class CSVLogger:
     ) -> None:
         self.path, self.names = Path(path), tuple(names)
         self._started = False
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"folder of the table does not exist: {self.path.parent}")
         if self.path.exists() and not resume:
             raise FileExistsError(f"{self.path} exists: name another file, or go on with resume=True")
 
