@@ -77,6 +77,19 @@ class PhiSpec:
         """Nearest value inside the range."""
         return min(max(value, self.low), self.high)
 
+    def share(self, value: float) -> float:
+        """How far the value lies on the way from low (0) to high (1); a multiplicative range in logarithms."""
+        low, high = self.low, self.high
+        if self.rule == "multiplicative":
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return (value - low) / (high - low)
+
+    def value(self, share: float) -> float:
+        """Value at a share of the way from low to high: the inverse of :meth:`share`, clipped."""
+        if self.rule == "multiplicative":
+            return self.clip(self.low * (self.high / self.low) ** share)
+        return self.clip(self.low + share * (self.high - self.low))
+
 
 @runtime_checkable
 class AdaptiveLoss(Protocol):
