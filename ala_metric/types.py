@@ -78,7 +78,7 @@ class PhiSpec:
         return min(max(value, self.low), self.high)
 
     def share(self, value: float) -> float:
-        """How far the value lies on the way from low (0) to high (1); a multiplicative range in logarithms."""
+        """Place of the value between low (0) and high (1); a multiplicative range is taken in logarithms."""
         low, high = self.low, self.high
         if self.rule == "multiplicative":
             low, high, value = math.log(low), math.log(high), math.log(value)

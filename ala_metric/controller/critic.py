@@ -1,4 +1,4 @@
-"""A critic shared by all children: which loss parameters are worth training with?"""
+"""A critic shared by all children: it predicts which loss parameters are worth training with."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ def from_unit(phi_spec: Sequence[PhiSpec], units: torch.Tensor) -> tuple[float, 
 
     Examples
     --------
-    >>> from_unit((PhiSpec("a", 0.0, 4.0), PhiSpec("b", 0.25, 4.0, "multiplicative")), torch.tensor([0.25, 0.5]))
+    >>> spec = (PhiSpec("a", 0.0, 4.0), PhiSpec("b", 0.25, 4.0, "multiplicative"))
+    >>> from_unit(spec, torch.tensor([0.25, 0.5]))
     (1.0, 1.0)
     """
     return tuple(spec.value(share) for spec, share in zip(phi_spec, units.tolist(), strict=True))

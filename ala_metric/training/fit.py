@@ -95,10 +95,11 @@ def fit(
         Batches are a function of it and of nothing else.
     mode
         Who moves the loss parameters. None leaves it to the loss. The modes need an
-        :class:`ala_metric.ALALoss` as ``loss_fn`` and use its ``validate`` and ``metric``: ``"paper"`` as the
-        loss in its own mode ``"paper"``, with ``children`` of them; ``"paired"`` forks the run and goes on with the better
-        branch, ``"race"`` races many sets of parameters; these two need a loss in mode ``"fixed"``, whose
-        parameters are where they start, and drive them by ``set_phi``.
+        :class:`ala_metric.ALALoss` as ``loss_fn`` and use its ``validate`` and ``metric``. ``"paper"``: as
+        published, by a loss in its own mode ``"paper"``, with ``children`` that share its controller.
+        ``"paired"``: the run forks, and the better branch goes on. ``"race"``: many sets of parameters race.
+        The last two need a loss in mode ``"fixed"``; they start at its parameters and drive them by
+        ``set_phi``.
     budget
         Compute of a race in full trainings, about; see :class:`RaceSettings`.
     children

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,7 +65,6 @@ class HypergradientSettings:
     width: float = 0.02
     nudge: float = 1e-2
     seed: int = 0
-    memory_bytes: int = field(default=1 << 28, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("every", "rate", "width", "nudge"):
@@ -109,7 +108,7 @@ class Hypergradient:
             per_class=settings.per_class,
             seed=settings.seed,
         )
-        self.batches = SharedBatches(settings.dataset, sampler, cache_bytes=settings.memory_bytes)
+        self.batches = SharedBatches(settings.dataset, sampler)
 
     def due(self, step: int) -> bool:
         """Whether one is taken before the step after ``step``."""

@@ -112,7 +112,7 @@ def counted(loss_fn: Any, meter: Meter) -> Iterator[None]:
     if not isinstance(loss_fn, ALALoss):
         yield
         return
-    original, own = loss_fn.validate, "validate" in vars(loss_fn)
+    original = loss_fn.validate
 
     def validate() -> tuple[torch.Tensor, torch.Tensor]:
         begin = time.perf_counter()
@@ -122,11 +122,8 @@ def counted(loss_fn: Any, meter: Meter) -> Iterator[None]:
         meter.validation_seconds += time.perf_counter() - begin
         return outputs, targets
 
-    vars(loss_fn)["validate"] = validate
+    loss_fn.__dict__["validate"] = validate
     try:
         yield
     finally:
-        if own:
-            vars(loss_fn)["validate"] = original
-        else:
-            del vars(loss_fn)["validate"]
+        loss_fn.__dict__["validate"] = original

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -38,8 +39,8 @@ class PairedSettings:
         Length of a fork, as a share of the interval.
     proposals
         Where the other branches' parameters come from, in turn over branches and forks: ``"policy"`` (the
-        learned controller), ``"hypergradient"`` (moved during the fork), ``"random"`` (a mutation), ``"critic"``
-        (its choice among 12 mutations).
+        learned controller), ``"hypergradient"`` (moved during the fork), ``"random"`` (a mutation),
+        ``"critic"`` (its choice among 12 mutations).
     metric, validate
         As of :class:`RaceSettings`.
     radius
@@ -231,7 +232,7 @@ def schedule(settings: PairedSettings, total_steps: int) -> tuple[tuple[int, ...
     """
     bounds = [round(index * total_steps / settings.forks) for index in range(settings.forks + 1)]
     ends, forked = [bounds[1]], [False]
-    for start, end in zip(bounds[1:], bounds[2:]):
+    for start, end in itertools.pairwise(bounds[1:]):
         if end == start:
             continue
         middle = start + max(1, round(settings.horizon * (end - start)))
