@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..types import PhiSpec
 from .unit_cube import to_unit
 
 CROSS_TERMS_UP_TO = 8
+NOISE_PRIOR = 4.0  # observations that the first guess of the noise is worth
+NOISE_STEPS = 5
 
 
 class Critic:
@@ -26,6 +29,10 @@ class Critic:
     compare younger models. The mean of the posterior is the ridge solution
     :math:`(X^T \Omega X + \sigma^2 I)^{-1} X^T \Omega r`.
 
+    A rung's rewards say how its siblings compare, not how good they all are, and later siblings are the better
+    and the more alike ones. So from the second rung on rewards are first brought to the critic's own scale:
+    their mean and standard deviation become those of its predictions for the same siblings.
+
     Parameters
     ----------
     phi_spec
@@ -33,7 +40,8 @@ class Critic:
     quadratic
         Squares as features: for parameters with a best value inside their range.
     noise
-        :math:`\sigma`, in units of the reward (standard deviations among siblings).
+        First guess of :math:`\sigma`, in units of the reward (standard deviations among siblings); it counts as
+        four observations, and the residuals of the rewards do the rest (MacKay, 1992).
     decay
         Factor of the weights per rung.
 
@@ -55,7 +63,7 @@ class Critic:
         self,
         phi_spec: Sequence[PhiSpec],
         quadratic: bool = True,
-        noise: float = 0.5,
+        noise: float = 0.3,
         decay: float = 0.7,
     ) -> None:
         if not noise > 0:
@@ -64,12 +72,15 @@ class Critic:
             raise ValueError(f"decay must be in (0, 1], got {decay}")
         self.phi_spec = tuple(phi_spec)
         self.quadratic = quadratic
-        self.noise, self.decay = float(noise), float(decay)
+        self.first_noise, self.decay = float(noise), float(decay)
         width = self.features([spec.low for spec in self.phi_spec]).numel()
         # Sufficient statistics: X^T Omega X and X^T Omega r.
         self.moments = torch.zeros(width, width, dtype=torch.float64, device="cpu")
         self.targets = torch.zeros(width, dtype=torch.float64, device="cpu")
+        self.square = 0.0  # r^T Omega r
+        self.weight = 0.0  # trace of Omega
         self.observations = 0
+        self.noise = self.first_noise
 
     def features(self, phi: Sequence[float]) -> torch.Tensor:
         """``[width]`` float64 features of one set of parameters in their own units."""
@@ -92,14 +103,32 @@ class Critic:
         rewards
             Of :func:`relative_rewards`; None is left out.
         """
-        self.moments *= self.decay
-        self.targets *= self.decay
-        for phi, reward in zip(phis, rewards, strict=True):
-            if reward is not None:
-                x = self.features(phi)
-                self.moments += torch.outer(x, x)
-                self.targets += reward * x
-                self.observations += 1
+        known = [(phi, reward) for phi, reward in zip(phis, rewards, strict=True) if reward is not None]
+        if not known:
+            return
+        rows = torch.stack([self.features(phi) for phi, _ in known])
+        values = torch.tensor([reward for _, reward in known], dtype=torch.float64, device="cpu")
+        if self.observations > 0:
+            expected = rows @ self.weights()
+            values = expected.mean() + expected.std(correction=0) * values
+        self.moments = self.decay * self.moments + rows.T @ rows
+        self.targets = self.decay * self.targets + rows.T @ values
+        self.square = self.decay * self.square + float(values @ values)
+        self.weight = self.decay * self.weight + len(known)
+        self.observations += len(known)
+        self._estimate_noise()
+
+    def _estimate_noise(self) -> None:
+        """MacKay's fixed point: residuals over the observations that the weights have not used up."""
+        self.noise = self.first_noise
+        for _ in range(NOISE_STEPS):
+            used = float((self.moments * torch.linalg.inv(self._precision())).sum())
+            weights = self.weights()
+            residual = (
+                self.square - 2.0 * float(weights @ self.targets) + float(weights @ self.moments @ weights)
+            )
+            total = NOISE_PRIOR * self.first_noise**2 + max(residual, 0.0)
+            self.noise = math.sqrt(total / (NOISE_PRIOR + self.weight - used))
 
     def _precision(self) -> torch.Tensor:
         """Inverse covariance of the weights times the noise variance."""
@@ -152,6 +181,9 @@ class Critic:
         return self.task() | {
             "moments": self.moments.clone(),
             "targets": self.targets.clone(),
+            "square": self.square,
+            "weight": self.weight,
+            "noise_now": self.noise,
             "observations": self.observations,
         }
 
@@ -162,9 +194,10 @@ class Critic:
             if other != mine:
                 raise ValueError(f"the critic was made for {name}={other!r}, this run has {mine!r}")
         self.moments, self.targets = state["moments"].clone(), state["targets"].clone()
-        self.observations = int(state["observations"])
+        self.square, self.weight = float(state["square"]), float(state["weight"])
+        self.noise, self.observations = float(state["noise_now"]), int(state["observations"])
 
     def task(self) -> dict[str, Any]:
         """What a critic must share with a run: parameters, features, noise and decay."""
         rows = [[spec.name, spec.low, spec.high, spec.rule] for spec in self.phi_spec]
-        return {"phi_spec": rows, "quadratic": self.quadratic, "noise": self.noise, "decay": self.decay}
+        return {"phi_spec": rows, "quadratic": self.quadratic, "noise": self.first_noise, "decay": self.decay}

@@ -127,7 +127,7 @@ class Race:
         self.critic: Critic | None = None
         if isinstance(settings.critic, Critic):
             self.critic = settings.critic
-            wanted = Critic(phi_spec, not groups, self.critic.noise, self.critic.decay)
+            wanted = Critic(phi_spec, not groups, self.critic.first_noise, self.critic.decay)
             wanted.load_state_dict(self.critic.state_dict())  # ValueError if it is of another task
         elif settings.critic:
             self.critic = Critic(phi_spec, quadratic=not groups)
