@@ -29,8 +29,8 @@ class Critic:
     compare younger models. The mean of the posterior is the ridge solution
     :math:`(X^T \Omega X + \sigma^2 I)^{-1} X^T \Omega r`.
 
-    A rung's rewards say how its siblings compare, not how good they all are, and later siblings are the better
-    and the more alike ones. So from the second rung on rewards are first brought to the critic's own scale:
+    A rung's rewards say how its siblings compare, not how good they all are, and later siblings are better
+    and more alike. So from the second rung on rewards are first brought to the critic's own scale:
     their mean and standard deviation become those of its predictions for the same siblings.
 
     Parameters
@@ -40,8 +40,8 @@ class Critic:
     quadratic
         Squares as features: for parameters with a best value inside their range.
     noise
-        First guess of :math:`\sigma`, in units of the reward (standard deviations among siblings); it counts as
-        four observations, and the residuals of the rewards do the rest (MacKay, 1992).
+        First guess of :math:`\sigma`, in units of the reward (standard deviations among siblings); it counts
+        as four observations, and the residuals of the rewards do the rest (MacKay, 1992).
     decay
         Factor of the weights per rung.
 

@@ -114,14 +114,14 @@ def rungs_for(budget: float) -> Rungs:
     >>> rungs_for(4.0) == RUNGS_4T, rungs_for(2.0) == RUNGS_2T
     (True, True)
     >>> rungs_for(8.0)[0]
-    (0.05, 48)
+    (0.05, 47)
     """
     if not (math.isfinite(budget) and budget > 1.0):
         raise ValueError(f"budget must be above 1 (one training), got {budget}")
-    base, nominal = (RUNGS_4T, 4.0) if budget >= 3.0 else (RUNGS_2T, 2.0)
+    base, nominal = (RUNGS_4T, 4.0) if budget >= 3.5 else (RUNGS_2T, 2.0)
     cost = training_cost(base)
     factor = max(cost * budget / nominal - 1.0, 0.0) / (cost - 1.0)
-    return tuple((end, max(1, round(rows * factor)) if end < 1.0 else 1) for end, rows in base)
+    return tuple((end, max(1, int(rows * factor + 1e-9)) if end < 1.0 else 1) for end, rows in base)
 
 
 def training_cost(rungs: Rungs) -> float:

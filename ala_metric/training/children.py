@@ -151,7 +151,7 @@ def fit_children(
         resumed_at,
         tuple(winner.losses),
         time.perf_counter() - started,
-        phi=tuple(read_phi(loss_fn)),
+        phi=tuple(read_phi(loss_fn.loss)),
         phi_history=tuple(winner.phi_history),
         records=tuple(stages.records),
         compute=total,

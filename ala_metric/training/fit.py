@@ -239,7 +239,7 @@ def _fit_alone(
         resumed_at,
         tuple(losses),
         time.perf_counter() - started,
-        phi=tuple(read_phi(loss_fn)) if isinstance(loss_fn, ALALoss) else (),
+        phi=tuple(read_phi(loss_fn.loss)) if isinstance(loss_fn, ALALoss) else (),
         phi_history=tuple(phi_history),
         compute=meter,
     )
@@ -248,7 +248,7 @@ def _fit_alone(
 def _note_phi(history: list[tuple[int, Phi]], step: int, loss_fn: Any) -> None:
     """Remember the parameters that the step after ``step`` was trained with, where they are new."""
     if isinstance(loss_fn, ALALoss):
-        phi = tuple(read_phi(loss_fn))
+        phi = tuple(read_phi(loss_fn.loss))
         if not history or history[-1][1] != phi:
             history.append((step, phi))
 
