@@ -5,9 +5,9 @@
 
 One race of random images is run once without disturbance, by one process and by two. Then it is run again
 and again while random workers are killed at random moments, those of saving a checkpoint and of exchanging
-weights included (a checkpoint is saved after every step). Whenever one dies both start anew, as torchrun does it; by
-default a small agent forks them, because torchrun's workers spend seconds on importing torch. Whenever a race
-ends its numbers are compared with the undisturbed ones and the next race begins.
+weights included (a checkpoint is saved after every step). Whenever one dies both start anew, as torchrun does
+it; by default a small agent forks them, because torchrun's workers spend seconds on importing torch. Whenever
+a race ends its numbers are compared with the undisturbed ones and the next race begins.
 """
 
 from __future__ import annotations

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from ala_metric import PhiSpec
+from ala_metric import CheckpointError, PhiSpec
 from ala_metric.controller import (
     Critic,
+    Policy,
     from_unit,
+    load_critic,
+    load_policy,
     mutation,
     prior_draw,
     ranking,
     relative_rewards,
     rungs_for,
+    save_critic,
+    save_policy,
     survivors,
     to_unit,
     training_cost,
@@ -190,6 +196,41 @@ def test_a_critic_resumes_bit_for_bit_and_refuses_another_task() -> None:
         Critic((PhiSpec("x", 0.0, 1.0),)).load_state_dict(critic.state_dict())
     with pytest.raises(ValueError, match="made for quadratic=True, this run has False"):
         Critic(SPEC, quadratic=False).load_state_dict(critic.state_dict())
+
+
+def test_a_critic_travels_by_file(tmp_path: Path) -> None:
+    critic = Critic(SPEC, quadratic=False, noise=0.4, decay=0.9)
+    critic.observe(draws(6), [0.1, -1.0, 2.0, 0.0, 0.3, -0.4])
+    save_critic(tmp_path / "critic", critic)
+    twin = load_critic(tmp_path / "critic")
+    assert twin.task() == critic.task()
+    assert twin.state_dict().keys() == critic.state_dict().keys()
+    assert torch.equal(twin.weights(), critic.weights())
+    assert (twin.noise, twin.observations) == (critic.noise, 6)
+
+
+def test_a_damaged_or_strange_critic_file_is_refused(tmp_path: Path) -> None:
+    save_critic(tmp_path / "critic", Critic(SPEC))
+    data = (tmp_path / "critic").read_bytes()
+    for place in range(0, len(data), 37):
+        (tmp_path / "bad").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(CheckpointError):
+            load_critic(tmp_path / "bad")
+    (tmp_path / "bad").write_bytes(data[:-1])
+    with pytest.raises(CheckpointError):
+        load_critic(tmp_path / "bad")
+    save_policy(tmp_path / "policy", Policy())
+    with pytest.raises(CheckpointError, match="not a critic file"):
+        load_critic(tmp_path / "policy")
+    with pytest.raises(CheckpointError, match="not a policy file"):
+        load_policy(tmp_path / "critic")
+    broken = Critic(SPEC)
+    broken.targets[0] = math.nan
+    with pytest.raises(ValueError, match="critic has weights that are not finite"):
+        save_critic(tmp_path / "critic", broken)
+    assert (tmp_path / "critic").read_bytes() == data
+    with pytest.raises(TypeError, match="critic must be a Critic, got Policy"):
+        save_critic(tmp_path / "critic", Policy())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [{"noise": 0.0}, {"decay": 0.0}, {"decay": 1.1}, {"noise": float("nan")}])

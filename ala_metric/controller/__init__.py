@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .controller import Controller, check_policy
 from .critic import Critic
+from .critic_file import load_critic, save_critic
 from .group import GroupController
 from .learner import ControllerSettings, Episode, Learner
 from .policy import Policy
@@ -26,6 +27,7 @@ __all__ = [
     "check_policy",
     "discounted_mean",
     "from_unit",
+    "load_critic",
     "load_policy",
     "mutation",
     "prior_draw",
@@ -33,6 +35,7 @@ __all__ = [
     "ranking",
     "relative_rewards",
     "rungs_for",
+    "save_critic",
     "save_policy",
     "sign_reward",
     "state_width",
