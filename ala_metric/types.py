@@ -187,8 +187,21 @@ class Scheme(Protocol):
         ...
 
 
+class Record:
+    """A dataclass that is readable by attribute and by key, so that ``dict(record)`` works."""
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the fields."""
+        return tuple(entry.name for entry in fields(self))  # type: ignore[arg-type]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+
 @dataclass(frozen=True)
-class StepRecord:
+class StepRecord(Record):
     """One controller step, readable by attribute and by key.
 
     Parameters
@@ -225,12 +238,3 @@ class StepRecord:
     phi: tuple[float, ...]
     entropy: float | None
     seconds: float = field(compare=False)
-
-    def keys(self) -> tuple[str, ...]:
-        """Names of the fields."""
-        return tuple(entry.name for entry in fields(self))
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.keys():
-            raise KeyError(name)
-        return getattr(self, name)

@@ -47,24 +47,16 @@ class Steps(Landscape):
 
 
 def test_the_policy_learns_the_best_action_from_its_siblings() -> None:
-    found = []
-    for seed in range(2):
-        task = Task()
-        task.landscape = Steps((0.0, 0.0), (0.0, 0.0), low=-1000.0, high=1000.0)
-        result = task.fit(
-            500,
-            "paired",
-            paired=training.PairedSettings(forks=500, branches=3, proposals=("policy",)),
-            seed=seed,
-        )
-        late = result.records[-100:]
-        acts = [
-            np.sign(round(arm.phi[0] - record.arms[0].phi[0], 6))
-            for record in late
-            for arm in record.arms[1:]
-        ]
-        found.append(np.mean(np.array(acts) == 1.0))
-    assert min(found) > 0.8
+    task = Task()
+    task.landscape = Steps((0.0, 0.0), (0.0, 0.0), low=-1000.0, high=1000.0)
+    settings = training.PairedSettings(forks=300, branches=3, proposals=("policy",))
+    result = task.fit(300, "paired", paired=settings)
+    acts = [
+        np.sign(round(arm.phi[0] - record.arms[0].phi[0], 6))
+        for record in result.records[-60:]
+        for arm in record.arms[1:]
+    ]
+    assert np.mean(np.array(acts) == 1.0) > 0.7  # a third by chance: 120 draws have an sd of .04
 
 
 # --- forks
@@ -196,10 +188,10 @@ def paper(
 
 def test_children_learn_the_bandit_together() -> None:
     """Four children share the episodes: each needs a fraction of the steps that one alone needs."""
-    _, loss_fn, _ = paper(4, 150)
-    late = [record.action[0] for record in loss_fn.history[-30:]]
+    _, loss_fn, _ = paper(4, 110)
+    late = [record.action[0] for record in loss_fn.history[-25:]]
     assert np.mean(np.array(late) == 0.1) > 0.8
-    assert len(loss_fn.learner.replay) == 256  # 4 * 148 rewards went through one memory
+    assert len(loss_fn.learner.replay) == 256  # 4 * 108 rewards went through one memory
 
 
 def test_one_child_of_many_is_what_one_alone_is() -> None:

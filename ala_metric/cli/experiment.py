@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ from .options import TrainOptions
 
 Images = ImageSet | ImageFiles
 SEMIHARD_MARGIN = 0.2
-WITH_CHILDREN = ("paper", "paired", "race")
 
 
 NEEDS = {"digits": ("sklearn",), "glyphs": ("matplotlib", "PIL"), "cifar10": (), "cifar100": ()}
@@ -95,7 +94,7 @@ class Experiment:
             per_class=self.options.samples_per_class,
             seed=self.options.seed,
             workers=self.validation.workers,
-            mode=self.options.mode if self.options.mode in WITH_CHILDREN else None,
+            mode=fit_mode(self.options),
             budget=self.options.budget,
             children=self.options.children,
             **keywords,
@@ -142,7 +141,7 @@ def build(options: TrainOptions, splits: Splits) -> Experiment:
         total_steps=options.steps,
         every=options.every,
         seed=options.seed,
-        mode="fixed" if options.mode in ("paired", "race") else options.mode,
+        mode="fixed" if options.mode == "paired" or options.mode == "race" else options.mode,
     ).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
     miner = None
@@ -151,6 +150,13 @@ def build(options: TrainOptions, splits: Splits) -> Experiment:
     phi = getattr(loss_fn.loss, "phi_vector", loss_fn.phi)
     start = [float(value) for value in phi]
     return Experiment(options, splits, model, loss_fn, optimizer, miner, validation, start)
+
+
+def fit_mode(options: TrainOptions) -> Literal["paper", "paired", "race"] | None:
+    """The mode of ``training.fit``; None where the loss does everything itself."""
+    if options.mode == "paper" or options.mode == "paired" or options.mode == "race":
+        return options.mode
+    return None
 
 
 def batch_classes(options: TrainOptions, splits: Splits) -> int:

@@ -8,18 +8,16 @@ from typing import Any
 import torch
 
 from .._actions import allowed_actions, take_actions
-from ..types import PhiSpec
-from .controller import check_policy
-from .learner import ControllerSettings, Episode, Learner
-from .policy import Policy
-from .state import StateHistory
+from .controller import Controller
+from .learner import Episode
 
 
-class GroupController:
+class GroupController(Controller):
     """Proposes several actions from one state and learns from how they compare.
 
-    The reward of an action is its group-relative advantage, ``(metric - mean of siblings) / sd``. The sibling
-    that takes no action is an episode too, so the policy also learns when to stay.
+    A :class:`Controller` with the same arguments, used by :meth:`propose` and :meth:`learn` instead of
+    ``step``. The reward of an action is its group-relative advantage, ``(metric - mean of siblings) / sd``.
+    The sibling that takes no action is an episode too, so the policy also learns when to stay.
 
     Parameters
     ----------
@@ -47,6 +45,7 @@ class GroupController:
 
     Examples
     --------
+    >>> from ala_metric import PhiSpec
     >>> controller = GroupController((PhiSpec("a", 0.0, 1.0),), statistics_width=1)
     >>> stay, other = controller.propose([0.5], torch.tensor([[0.3]]), progress=0.0, count=1)
     >>> stay, round(abs(other[0] - 0.5), 6) in (0.0, 0.1)
@@ -54,34 +53,7 @@ class GroupController:
     >>> controller.learn([-1.0, 1.0])
     """
 
-    def __init__(
-        self,
-        phi_spec: Sequence[PhiSpec],
-        statistics_width: int = 1,
-        beta: float = 0.1,
-        seed: int = 0,
-        policy: Policy | None = None,
-        freeze: bool = False,
-        settings: ControllerSettings | None = None,
-        standardized: bool = False,
-    ) -> None:
-        self.phi_spec, self.beta = tuple(phi_spec), float(beta)
-        settings = settings or ControllerSettings()
-        generator = torch.Generator(device="cpu").manual_seed(seed)
-        if policy is None:
-            identities = len(self.phi_spec) if settings.identity else 0
-            policy = Policy(statistics_width, identities, self.beta, generator)
-        else:
-            check_policy(policy, statistics_width, len(self.phi_spec), self.beta)
-            policy = policy.copy()
-        self.learner = Learner(policy, settings, generator, freeze)
-        self.history = StateHistory(self.phi_spec, statistics_width, policy.identities > 0, standardized)
-        self._pending: list[Episode] = []
-
-    @property
-    def policy(self) -> Policy:
-        """The policy that acts and learns."""
-        return self.learner.policy
+    _group: list[Episode] = []  # noqa: RUF012 (replaced, never changed in place)
 
     def propose(
         self, phi: Sequence[float], statistics: torch.Tensor, progress: float, count: int
@@ -114,11 +86,12 @@ class GroupController:
             ).T
         unknown = torch.zeros((), dtype=torch.float32, device="cpu")
         stay = torch.ones(1, len(self.phi_spec), dtype=torch.int64)
-        self._pending, found = [], []
+        group, found = [], []
         for choice in torch.cat([stay, drawn]):
             log_probability = table.gather(-1, choice[:, None]).squeeze(-1)
-            self._pending.append(Episode(states, allowed, choice.clone(), log_probability, unknown))
+            group.append(Episode(states, allowed, choice.clone(), log_probability, unknown))
             found.append(tuple(take_actions(self.phi_spec, phi, choice, self.beta)[0]))
+        self._group = group
         return found
 
     def learn(self, advantages: Sequence[float | None]) -> None:
@@ -129,24 +102,17 @@ class GroupController:
         advantages
             In the order of :meth:`propose`.
         """
-        for episode, advantage in zip(self._pending, advantages, strict=True):
+        for episode, advantage in zip(self._group, advantages, strict=True):
             if advantage is not None:
                 self.learner.learn(episode._replace(reward=torch.tensor(float(advantage))))
-        self._pending = []
+        self._group = []
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
-        return {
-            "learner": self.learner.state_dict(),
-            "history": self.history.state_dict(),
-            "pending": [
-                {name: value.clone() for name, value in episode._asdict().items()}
-                for episode in self._pending
-            ],
-        }
+        group = [{name: value.clone() for name, value in e._asdict().items()} for e in self._group]
+        return super().state_dict() | {"group": group}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict` of a controller with the same shape."""
-        self.learner.load_state_dict(state["learner"])
-        self.history.load_state_dict(state["history"])
-        self._pending = [Episode(**episode) for episode in state["pending"]]
+        super().load_state_dict(state)
+        self._group = [Episode(**episode) for episode in state["group"]]

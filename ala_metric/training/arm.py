@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
+from ..types import Record
+
 Phi = tuple[float, ...]
 
 
@@ -134,7 +136,7 @@ class ArmRecord:
 
 
 @dataclass(frozen=True)
-class StageRecord:
+class StageRecord(Record):
     """One rung of a race, or one fork: its arms, and who lived; readable by attribute and by key.
 
     Parameters
@@ -163,15 +165,6 @@ class StageRecord:
     arms: tuple[ArmRecord, ...]
     dropped: int
     overhead: float = field(compare=False)
-
-    def keys(self) -> tuple[str, ...]:
-        """Names of the fields."""
-        return tuple(entry.name for entry in fields(self))
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.keys():
-            raise KeyError(name)
-        return getattr(self, name)
 
 
 class Strategy(Protocol):
