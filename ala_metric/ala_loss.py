@@ -12,10 +12,19 @@ import torch
 
 from . import baselines
 from ._arguments import check_parts, check_settings, usable_offsets
+from ._phi import read_phi, write_phi
 from ._pml import BaseMetricLossFunction
 from ._ranks import on_rank_zero, rank
 from ._streams import preserved_random_streams
-from .controller import Controller, ControllerSettings, Policy, check_policy, discounted_mean, sign_reward
+from .controller import (
+    Controller,
+    ControllerSettings,
+    Learner,
+    Policy,
+    check_policy,
+    discounted_mean,
+    sign_reward,
+)
 from .types import AdaptiveLoss, Logger, Metric, Scheme, StepRecord
 
 Mode = Literal["paper", "fixed", "uniform", "random_walk", "random_static"]
@@ -163,7 +172,7 @@ class ALALoss(BaseMetricLossFunction):
             check_policy(policy, self._known_width(probe=True), len(self.phi_spec), self.beta)
         self._given_policy = policy
         self.scheme = self._make_scheme(self._known_width() or 1, policy)
-        self._write_phi(self.scheme.start(self._read_phi()))
+        write_phi(self.loss, self.scheme.start(read_phi(self.loss)))
 
     @property
     def phi(self) -> torch.Tensor:
@@ -232,15 +241,8 @@ class ALALoss(BaseMetricLossFunction):
             "beta": self.beta,
             "statistics_width": policy.statistics_width if policy else 0,
             "identities": policy.identities if policy else 0,
-            "iterations": self._iterations,
-            "dropped": self.dropped,
-            "previous_error": self._previous_error,
-            "errors": dict(self._errors),
-            "seconds": self._seconds,
-            "phi": self._read_phi(),
-            "history": [dict(record) for record in self.history],
             "scheme": self.scheme.state_dict(),
-        }
+        } | self._progress()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`get_extra_state`; ValueError if it is of another mode, size or step."""
@@ -255,8 +257,62 @@ class ALALoss(BaseMetricLossFunction):
             check_policy(policy, self._known_width(), len(self.phi_spec), self.beta)
         scheme = self._make_scheme(state["statistics_width"], policy)
         scheme.load_state_dict(state["scheme"])
-        self._write_phi(state["phi"])
+        self._go_on(state)
         self.scheme = scheme
+
+    def child_state(self) -> dict[str, Any]:
+        """What one of several children has of its own, where all share this loss's learner.
+
+        Returns
+        -------
+        dict
+            Plain data: parameters, history of states and records, and the action in flight.
+        """
+        return self._progress() | {"child": self._controller.child_state()}
+
+    def load_child_state(self, state: dict[str, Any]) -> None:
+        """Go on as the child of a :meth:`child_state`; the learner stays as it is.
+
+        Parameters
+        ----------
+        state
+            What :meth:`child_state` returned.
+        """
+        self._go_on(state)
+        self._controller.load_child_state(state["child"])
+
+    def settle_width(self) -> None:
+        """Fix the width of the policy by a look at the validation set, where the loss does not declare it."""
+        if self._known_width() is None and self.mode == "paper":
+            with preserved_random_streams(), torch.no_grad():
+                self._fit_width(self.loss.statistics(*self.validate()))
+
+    @property
+    def learner(self) -> Learner:
+        """The controller's learner; TypeError in a mode without one."""
+        return self._controller.learner
+
+    @property
+    def _controller(self) -> Controller:
+        if not isinstance(self.scheme, Controller):
+            raise TypeError(f"only mode='paper' has a controller, this loss has mode={self.mode!r}")
+        return self.scheme
+
+    def _progress(self) -> dict[str, Any]:
+        """Parameters, and what was counted and measured so far."""
+        return {
+            "iterations": self._iterations,
+            "dropped": self.dropped,
+            "previous_error": self._previous_error,
+            "errors": dict(self._errors),
+            "seconds": self._seconds,
+            "phi": read_phi(self.loss),
+            "history": [dict(record) for record in self.history],
+        }
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        """Take over the state of :meth:`_progress`."""
+        write_phi(self.loss, state["phi"])
         self._iterations, self.dropped = state["iterations"], state["dropped"]
         self._previous_error, self._errors = state["previous_error"], dict(state["errors"])
         self._seconds = state["seconds"]
@@ -302,7 +358,7 @@ class ALALoss(BaseMetricLossFunction):
             return
         record, self.dropped = on_rank_zero(lambda: self._controller_step(done))
         if rank() != 0:
-            self._write_phi(record.phi)
+            write_phi(self.loss, record.phi)
         self.history.append(record)
         if self.logger is not None and rank() == 0:
             (self.logger.log if isinstance(self.logger, Logger) else self.logger)(dict(record))
@@ -321,7 +377,7 @@ class ALALoss(BaseMetricLossFunction):
         if 0 in self.offsets or not errors:
             errors[0] = last_error
         error = discounted_mean(list(errors.values()), list(errors), self.gamma)
-        phi = self._read_phi()
+        phi = read_phi(self.loss)
         reward, entropy, action = None, None, (0.0,) * len(phi)
         usable = math.isfinite(error) and math.isfinite(value)
         if statistics is not None:
@@ -331,8 +387,8 @@ class ALALoss(BaseMetricLossFunction):
                 reward = sign_reward(self._previous_error, error)
             self._fit_width(statistics)
             decision = self.scheme.step(phi, statistics, reward, done / self.total_steps)
-            self._write_phi(decision.phi)
-            phi, action, entropy = self._read_phi(), decision.action, decision.entropy
+            write_phi(self.loss, decision.phi)
+            phi, action, entropy = read_phi(self.loss), decision.action, decision.entropy
         else:
             self.scheme.drop()
         seconds = self._seconds + time.perf_counter() - begin
@@ -357,19 +413,3 @@ class ALALoss(BaseMetricLossFunction):
         first = self.scheme.history.count == 0
         if first and statistics.ndim == 2 and statistics.shape[1] != self.scheme.policy.statistics_width:
             self.scheme = self._make_scheme(statistics.shape[1], None)
-
-    def _read_phi(self) -> list[float]:
-        """Parameters in the order of ``phi_spec``."""
-        count = len(self.phi_spec)
-        phi = self.loss.phi
-        if phi.numel() != count:
-            phi = getattr(self.loss, "phi_vector", phi)
-        values: list[float] = phi.detach().double().flatten().tolist()
-        if len(values) != count:
-            raise ValueError(f"loss.phi must have {count} elements as phi_spec, got {len(values)}")
-        return values
-
-    def _write_phi(self, values: Sequence[float]) -> None:
-        """Set the parameters of the wrapped loss, if they differ."""
-        if list(values) != self._read_phi():
-            self.loss.set_phi(torch.tensor(values, dtype=self.loss.phi.dtype, device=self.loss.phi.device))

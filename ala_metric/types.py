@@ -77,6 +77,19 @@ class PhiSpec:
         """Nearest value inside the range."""
         return min(max(value, self.low), self.high)
 
+    def share(self, value: float) -> float:
+        """Place of the value between low (0) and high (1); a multiplicative range is taken in logarithms."""
+        low, high = self.low, self.high
+        if self.rule == "multiplicative":
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return (value - low) / (high - low)
+
+    def value(self, share: float) -> float:
+        """Value at a share of the way from low to high: the inverse of :meth:`share`, clipped."""
+        if self.rule == "multiplicative":
+            return self.clip(self.low * (self.high / self.low) ** share)
+        return self.clip(self.low + share * (self.high - self.low))
+
 
 @runtime_checkable
 class AdaptiveLoss(Protocol):
@@ -174,8 +187,21 @@ class Scheme(Protocol):
         ...
 
 
+class Record:
+    """A dataclass that is readable by attribute and by key, so that ``dict(record)`` works."""
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the fields."""
+        return tuple(entry.name for entry in fields(self))  # type: ignore[arg-type]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+
 @dataclass(frozen=True)
-class StepRecord:
+class StepRecord(Record):
     """One controller step, readable by attribute and by key.
 
     Parameters
@@ -212,12 +238,3 @@ class StepRecord:
     phi: tuple[float, ...]
     entropy: float | None
     seconds: float = field(compare=False)
-
-    def keys(self) -> tuple[str, ...]:
-        """Names of the fields."""
-        return tuple(entry.name for entry in fields(self))
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.keys():
-            raise KeyError(name)
-        return getattr(self, name)

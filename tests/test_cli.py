@@ -380,3 +380,42 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+# --- children
+
+
+@pytest.mark.parametrize("mode", ["race", "paired"])
+def test_train_with_children(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["train", *SHORT, "--mode", mode, "--budget", "2", "--out", str(tmp_path / "run")]
+    assert main(call) == 0
+    assert "compute " in capsys.readouterr().out
+    told = json.loads((tmp_path / "run" / "children.json").read_text())
+    assert told["stages"][-1]["end"] == 12
+    assert told["compute"]["trainings"] > 1
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert history["metric"] == "recall@1,2,4,8 at the rungs"
+    assert [record["step"] for record in history["records"]] == sorted(
+        {stage["end"] for stage in told["stages"][:-1] if any(arm["metric"] for arm in stage["arms"])}
+    )
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert main(["plot", str(tmp_path / "run")]) == 0
+    before = weights(tmp_path / "run")
+    assert main([*call, "--resume"]) == 0
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("extra", "match"),
+    [
+        (["--mode", "race", "--budget", "1"], "budget must be above 1, one training; got 1.0"),
+        (["--mode", "race", "--children", "2"], "children share the controller of mode paper, got mode race"),
+    ],
+)
+def test_children_that_cannot_be_are_refused(
+    extra: list[str], match: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *SHORT, *extra, "--out", str(tmp_path / "run")]) == 2
+    assert match in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

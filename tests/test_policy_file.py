@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 
 from ala_metric import CheckpointError, load_policy, save_policy
 from ala_metric._files import atomic_write_bytes
-from ala_metric.controller import Policy, policy_file
+from ala_metric.controller import Policy, sealed_file
 
 
 def policy(**kwargs: Any) -> Policy:
@@ -38,7 +38,7 @@ def forge(path: Path, change: Any) -> None:
     description = json.loads(text) | {"sha256": "0" * 64}
     tensors = change(load_tensors(data), description)
     data = save_tensors(tensors, metadata={entry: json.dumps(description)})
-    path.write_bytes(data.replace(b"0" * 64, policy_file._checksum(data).encode(), 1))
+    path.write_bytes(data.replace(b"0" * 64, sealed_file._checksum(data).encode(), 1))
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"statistics_width": 2, "identities": 10, "beta": 0.05}])
@@ -162,7 +162,7 @@ def test_offsets_that_lie_are_refused(saved: Path) -> None:
     data = saved.read_bytes().replace(b"[32,32]", b"[32,33]", 1)
     start = data.index(b"sha256") + 12
     data = data[:start] + b"0" * 64 + data[start + 64 :]
-    saved.write_bytes(data.replace(b"0" * 64, policy_file._checksum(data).encode(), 1))
+    saved.write_bytes(data.replace(b"0" * 64, sealed_file._checksum(data).encode(), 1))
     with pytest.raises(CheckpointError):
         load_policy(saved)
 

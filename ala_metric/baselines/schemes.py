@@ -103,7 +103,7 @@ class RandomStatic(Fixed):
         """Parameters to begin the run with: drawn from their ranges."""
         generator = torch.Generator(device="cpu").manual_seed(self.seed)
         shares = torch.rand(len(self.phi_spec), generator=generator, dtype=torch.float64, device="cpu")
-        return tuple(_between(spec, share) for spec, share in zip(self.phi_spec, shares.tolist()))
+        return tuple(spec.value(share) for spec, share in zip(self.phi_spec, shares.tolist()))
 
 
 class RandomWalk(Fixed):
@@ -146,10 +146,3 @@ class RandomWalk(Fixed):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.generator.set_state(state["generator"].cpu())
-
-
-def _between(spec: PhiSpec, share: float) -> float:
-    """Value at a share of the way from low to high, in the geometry of the step rule."""
-    if spec.rule == "multiplicative":
-        return spec.clip(spec.low * (spec.high / spec.low) ** share)
-    return spec.clip(spec.low + share * (spec.high - spec.low))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from torch.utils.data import DataLoader
 from .. import classification, losses, training
 from .._pml import TripletMarginMiner
 from ..ala_loss import ALALoss
+from ..controller import rungs_for
 from ..data import ImageFiles, ImageSet, Splits, load
 from ..training.interrupt import leave_signals_to_the_parent
+from ..training.paired import schedule
+from ..training.race import in_steps
 from . import tasks
 from .arguments import UsageError
 from .console import optional
@@ -43,6 +46,10 @@ def resolve(options: TrainOptions) -> TrainOptions:
     if classes != (loss == "correlation") or (classes and miner != "none"):
         fitting = "loss correlation without a miner" if classes else "loss mixture or focal"
         raise UsageError(f"{options.data} is trained with {fitting}, got loss {loss} and miner {miner}")
+    if options.mode == "race" and options.budget <= 1:
+        raise UsageError(f"budget must be above 1, one training; got {options.budget}")
+    if options.children > 1 and options.mode != "paper":
+        raise UsageError(f"children share the controller of mode paper, got mode {options.mode}")
     return replace(options, loss=loss, miner=miner)
 
 
@@ -87,8 +94,24 @@ class Experiment:
             per_class=self.options.samples_per_class,
             seed=self.options.seed,
             workers=self.validation.workers,
+            mode=fit_mode(self.options),
+            budget=self.options.budget,
+            children=self.options.children,
             **keywords,
         )
+
+    @property
+    def all_steps(self) -> int:
+        """Training steps of all children together."""
+        steps = self.options.steps
+        if self.options.mode == "race":
+            rungs = in_steps(rungs_for(self.options.budget), steps)
+            starts = (0, *(end for end, _ in rungs))
+            return sum((end - start) * rows for start, (end, rows) in zip(starts, rungs))
+        if self.options.mode == "paired":
+            ends, forked = schedule(training.PairedSettings(), steps)
+            return sum((end - start) * (1 + two) for start, end, two in zip((0, *ends), ends, forked))
+        return steps * self.options.children
 
     def test(self) -> tuple[Tensor, Tensor]:
         """Outputs and labels of the test set."""
@@ -118,7 +141,7 @@ def build(options: TrainOptions, splits: Splits) -> Experiment:
         total_steps=options.steps,
         every=options.every,
         seed=options.seed,
-        mode=options.mode,
+        mode="fixed" if options.mode == "paired" or options.mode == "race" else options.mode,
     ).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
     miner = None
@@ -127,6 +150,13 @@ def build(options: TrainOptions, splits: Splits) -> Experiment:
     phi = getattr(loss_fn.loss, "phi_vector", loss_fn.phi)
     start = [float(value) for value in phi]
     return Experiment(options, splits, model, loss_fn, optimizer, miner, validation, start)
+
+
+def fit_mode(options: TrainOptions) -> Literal["paper", "paired", "race"] | None:
+    """The mode of ``training.fit``; None where the loss does everything itself."""
+    if options.mode == "paper" or options.mode == "paired" or options.mode == "race":
+        return options.mode
+    return None
 
 
 def batch_classes(options: TrainOptions, splits: Splits) -> int:

@@ -17,6 +17,7 @@ TrainDataName = Literal["digits", "glyphs", "sop", "lfw", "webface", "cifar10", 
 LossName = Literal["mixture", "focal"]
 TrainLossName = Literal["mixture", "focal", "correlation"]
 ModeName = Literal["paper", "fixed", "uniform", "random_walk", "random_static"]
+TrainModeName = Literal["paper", "fixed", "uniform", "random_walk", "random_static", "paired", "race"]
 MinerName = Literal["semihard", "none"]
 DistanceName = Literal["cosine", "euclidean"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -55,7 +56,12 @@ class TrainOptions:
     loss: TrainLossName | None = option(
         None, "loss whose parameters adapt; mixture, and correlation where classes are learnt"
     )
-    mode: ModeName = option("paper", "who moves the parameters: the controller, nobody, or a random control")
+    mode: TrainModeName = option(
+        "paper",
+        "who moves the parameters: the controller, nobody, a random control, paired forks, or a race",
+    )
+    budget: float = option(4.0, "compute of a race, in trainings of that many steps", at_least=1)
+    children: int = option(1, "models that share the controller in mode paper", at_least=1)
     miner: MinerName | None = option(
         None, "triplets the loss is given; semihard, and none where classes are learnt"
     )

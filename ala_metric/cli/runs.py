@@ -16,6 +16,7 @@ from .arguments import UsageError, build_options
 from .options import TrainOptions
 
 CHECKPOINT, OPTIONS, HISTORY, METRICS = "checkpoint.pt", "options.json", "history.json", "metrics.json"
+CHILDREN = "children.json"
 NOT_OF_THE_RUN = ("out", "resume", "threads", "device", "impl", "save_every", "loader_workers")
 """Options that may differ when a run is resumed."""
 

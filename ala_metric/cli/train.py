@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .. import data, training
-from . import experiment, runs, tasks
+from . import experiment, lines, runs, tasks
 from .arguments import UsageError
 from .console import progress
 from .options import TrainOptions
@@ -28,7 +28,8 @@ def run(options: TrainOptions) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     runs.write_options(folder, options)
     status = 0
-    with progress({"train": options.steps}) as bar:
+    result = None
+    with progress({"train": parts.all_steps}) as bar:
 
         def show(step: int, loss: float) -> None:
             seen = [record["metric"] for record in parts.loss_fn.history]
@@ -36,7 +37,7 @@ def run(options: TrainOptions) -> int:
             bar.update("train", step, note)
 
         try:
-            parts.fit(
+            result = parts.fit(
                 checkpoint=folder / runs.CHECKPOINT,
                 checkpoint_every=options.save_every,
                 resume=options.resume,
@@ -46,12 +47,20 @@ def run(options: TrainOptions) -> int:
             status = int(stop.code or 0)
             print(f"ala-metric train: {stop}; go on with --out {folder} --resume", file=sys.stderr)
     records = [dict(record) for record in parts.loss_fn.history]
-    runs.write_history(folder, options, parts.phi_names, parts.phi_start, parts.metric_name, records)
-    if status == 0:
-        result = tasks.measure(splits, *parts.test(), impl=options.impl)
-        runs.write_json(folder / runs.METRICS, result)
+    metric = parts.metric_name
+    if result is not None and options.mode in ("paired", "race"):
+        records = lines.of_the_winner(result)
+        metric = f"{training.smooth_metric(parts.loss_fn.metric).name} at the rungs"
+    runs.write_history(folder, options, parts.phi_names, parts.phi_start, metric, records)
+    if result is not None:
+        if result.records:
+            runs.write_json(folder / runs.CHILDREN, lines.of_all(result, options.steps))
+        measured = tasks.measure(splits, *parts.test(), impl=options.impl)
+        runs.write_json(folder / runs.METRICS, measured)
         print(f"{options.data}, test split, after {options.steps} steps")
-        print(tasks.table(result))
+        print(tasks.table(measured))
+        compute, overhead = result.compute.in_units_of(options.steps), result.compute.overhead
+        print(f"compute {compute:.2f} trainings; {100 * overhead:.1f} % of the time was not training steps")
         print(f"written to {folder}")
     return status
 

@@ -142,12 +142,7 @@ class Controller:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
-        pending = self._pending
-        return {
-            "learner": self.learner.state_dict(),
-            "history": self.history.state_dict(),
-            "pending": {} if pending is None else {k: v.clone() for k, v in pending._asdict().items()},
-        }
+        return {"learner": self.learner.state_dict()} | self.child_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict` of a controller with the same shape.
@@ -158,6 +153,18 @@ class Controller:
             What :meth:`state_dict` returned.
         """
         self.learner.load_state_dict(state["learner"])
+        self.load_child_state(state)
+
+    def child_state(self) -> dict[str, Any]:
+        """What children that share the learner have of their own: history and the action in flight."""
+        pending = self._pending
+        return {
+            "history": self.history.state_dict(),
+            "pending": {} if pending is None else {k: v.clone() for k, v in pending._asdict().items()},
+        }
+
+    def load_child_state(self, state: dict[str, Any]) -> None:
+        """Go on as the child of a :meth:`child_state`."""
         self.history.load_state_dict(state["history"])
         pending = {name: value.clone() for name, value in state["pending"].items()}
         self._pending = Episode(**pending) if pending else None

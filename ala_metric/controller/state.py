@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -61,10 +60,7 @@ def range_coordinate(spec: PhiSpec, value: float) -> float:
     >>> range_coordinate(PhiSpec("b", 0.5, 50.0, "multiplicative"), 5.0)
     0.0
     """
-    low, high = spec.low, spec.high
-    if spec.rule == "multiplicative":
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return 2.0 * (value - low) / (high - low) - 1.0
+    return 2.0 * spec.share(value) - 1.0
 
 
 class StateHistory:

@@ -53,6 +53,8 @@ class DistanceMixtureLoss(AdaptivePairLoss):
     tensor(2.3536)
     """
 
+    phi_groups = (tuple(range(5)), tuple(range(5, 10)))  # alternatives: functions of positives, of negatives
+
     def __init__(
         self, phi: Sequence[float] | Tensor | None = None, *, impl: Impl = "auto", **kwargs: Any
     ) -> None:

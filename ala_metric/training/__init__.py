@@ -1,24 +1,42 @@
-"""Training: one loop, a small network, embeddings of a data set, safe checkpoints, and loggers."""
+"""Training: one loop, children that race or fork, a small network, embeddings, checkpoints, loggers."""
 
 from __future__ import annotations
 
+from .arm import ArmRecord, StageRecord
 from .checkpoint import load_checkpoint, save_checkpoint
 from .embed import embed
-from .fit import FitResult, fit
+from .fit import fit
+from .hypergradient import HypergradientSettings
 from .interrupt import Interrupted
 from .loggers import CSVLogger, TensorBoardLogger, columns, flatten
+from .measure import MeanLogProbability, smooth_metric
+from .meter import Meter
 from .networks import SmallConvNet
+from .paired import PairedSettings
+from .race import RaceSettings
+from .result import FitResult
+from .surrogates import balanced_cross_entropy, nca
 
 __all__ = [
+    "ArmRecord",
     "CSVLogger",
     "FitResult",
+    "HypergradientSettings",
     "Interrupted",
+    "MeanLogProbability",
+    "Meter",
+    "PairedSettings",
+    "RaceSettings",
     "SmallConvNet",
+    "StageRecord",
     "TensorBoardLogger",
+    "balanced_cross_entropy",
     "columns",
     "embed",
     "fit",
     "flatten",
     "load_checkpoint",
+    "nca",
     "save_checkpoint",
+    "smooth_metric",
 ]

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
+from .._phi import read_phi
+from ..ala_loss import ALALoss
 from ..data import ClassBalancedSampler
 from ..types import CheckpointError
+from .arm import Phi
+from .batches import SharedBatches, endless_batches
 from .checkpoint import load_checkpoint, save_checkpoint
-from .embed import device_of
-from .interrupt import Interrupted, first_signal, leave_signals_to_the_parent
-from .random_streams import random_streams, restore_random_streams
+from .children import Mode, check_mode, fit_children, make_strategy
+from .interrupt import Interrupted, first_signal
+from .measure import counted
+from .meter import Meter
+from .paired import PairedSettings
+from .parts import Parts
+from .race import RaceSettings
+from .random_streams import random_streams
+from .result import FitResult
 
 
 class LabelledDataset(Protocol):
@@ -36,33 +43,6 @@ class LabelledDataset(Protocol):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]: ...
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """What a call of :func:`fit` did.
-
-    Parameters
-    ----------
-    steps
-        Steps of the run so far, those before a resume included.
-    resumed_at
-        Steps that a checkpoint had already done.
-    losses
-        The loss of each of the ``steps``.
-    seconds
-        Wall-clock time of this call.
-
-    Examples
-    --------
-    >>> FitResult(steps=2, resumed_at=0, losses=(1.0, 0.5), seconds=0.1).losses[-1]
-    0.5
-    """
-
-    steps: int
-    resumed_at: int
-    losses: tuple[float, ...]
-    seconds: float
-
-
 def fit(
     model: nn.Module,
     loss_fn: Callable[..., torch.Tensor],
@@ -75,6 +55,11 @@ def fit(
     batch_classes: int = 32,
     per_class: int = 4,
     seed: int = 0,
+    mode: Mode | None = None,
+    budget: float = 4.0,
+    children: int = 1,
+    race: RaceSettings | None = None,
+    paired: PairedSettings | None = None,
     workers: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
@@ -108,6 +93,19 @@ def fit(
         Classes per batch, and samples of each.
     seed
         Batches are a function of it and of nothing else.
+    mode
+        Who moves the loss parameters. None leaves it to the loss. The modes need an
+        :class:`ala_metric.ALALoss` as ``loss_fn`` and use its ``validate`` and ``metric``. ``"paper"``: as
+        published, by a loss in its own mode ``"paper"``, with ``children`` that share its controller.
+        ``"paired"``: the run forks, and the better branch goes on. ``"race"``: many sets of parameters race.
+        The last two need a loss in mode ``"fixed"``; they start at its parameters and drive them by
+        ``set_phi``.
+    budget
+        Compute of a race in full trainings, about; see :class:`RaceSettings`.
+    children
+        Models that share the controller in mode ``"paper"``.
+    race, paired
+        Settings of these modes; None for the defaults.
     workers
         Processes that make the items of the next batches, for data sets that decode files. Any number gives
         the same bits, provided that ``dataset[i]`` is a function of ``i`` alone.
@@ -118,7 +116,7 @@ def fit(
     resume
         Go on from ``checkpoint`` if that file exists.
     on_step
-        Called as ``on_step(steps_done, loss)`` after each step.
+        Called as ``on_step(steps_done, loss)`` after each step; with children, the steps of all of them.
 
     Returns
     -------
@@ -136,6 +134,15 @@ def fit(
         If the loss is NaN or infinite; the weights are those before that step.
     Interrupted
         After SIGINT or SIGTERM: the step was finished and the checkpoint saved. A second signal acts at once.
+
+    Notes
+    -----
+    *Children.* All begin with the same weights, optimizer and random streams and see the same batches. They
+    train one after the other in the one ``model``, which holds the winner's weights at the end; the others
+    wait as copies of weights and optimizer, so memory grows with the arms that may still win. A child whose
+    loss or metric is not finite is dropped, and counted in the records. Under torch.distributed a race
+    divides its arms over the processes, with the same bits as in one process; each process writes a
+    checkpoint file of its own beside ``checkpoint``, and ``validate`` must not use collectives.
 
     Examples
     --------
@@ -155,34 +162,58 @@ def fit(
         raise ValueError(f"workers must not be negative, got {workers}")
     target = _checked_target(total_steps, checkpoint, checkpoint_every, resume)
     sampler = ClassBalancedSampler(dataset.labels, classes=batch_classes, per_class=per_class, seed=seed)
-    device = device_of(model)
-    candidates = {
-        "model": model,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "loss": loss_fn,
-        "miner": miner,
-        "sampler": sampler,
-    }
-    parts: dict[str, Any] = {name: part for name, part in candidates.items() if hasattr(part, "state_dict")}
+    check_mode(mode, loss_fn, children, total_steps)
+    parts = Parts(model, loss_fn, optimizer, scheduler, miner)
+    if mode in ("paired", "race") or children > 1:
+        strategy = make_strategy(mode, loss_fn, total_steps, seed, budget, children, race, paired)
+        batches = SharedBatches(dataset, sampler, workers)
+        return fit_children(
+            parts, strategy, batches, target, checkpoint_every, resume=resume, on_step=on_step
+        )
+    return _fit_alone(
+        parts, dataset, sampler, workers, total_steps, target, checkpoint_every, resume, on_step
+    )
+
+
+def _fit_alone(
+    parts: Parts,
+    dataset: LabelledDataset,
+    sampler: ClassBalancedSampler,
+    workers: int,
+    total_steps: int,
+    target: Path | None,
+    checkpoint_every: int | None,
+    resume: bool,
+    on_step: Callable[[int, float], None] | None,
+) -> FitResult:
+    """One line of training."""
+    model, loss_fn = parts.model, parts.loss_fn
     losses: list[float] = []
+    meter = Meter()
+    phi_history: list[tuple[int, Phi]] = []
     if resume and target is not None and target.exists():
-        losses = _restore(target, parts, device)
+        losses = _restore(target, parts, sampler, meter, phi_history)
     resumed_at = len(losses)
     if not model.training:
         model.train()
 
     def save() -> None:
         if target is not None:
-            state = {name: part.state_dict() for name, part in parts.items()}
+            state = parts.state_dict()
             # Workers draw ahead of the training: what counts is the batches that were trained on.
             state["sampler"] = sampler.state_dict() | {"position": len(losses)}
             state["losses"] = torch.tensor(losses, dtype=torch.float64)
-            state["random"] = random_streams(device)
+            state["random"] = random_streams(parts.device)
+            state["meter"] = meter.state_dict()
+            state["phi_history"] = [[step, list(phi)] for step, phi in phi_history]
             save_checkpoint(target, state)
 
     started = time.perf_counter()
-    with first_signal() as signals, closing(_batches(dataset, sampler, workers)) as batches:
+    with (
+        first_signal() as signals,
+        closing(endless_batches(dataset, sampler, workers)) as batches,
+        counted(loss_fn, meter),
+    ):
         while len(losses) < total_steps and not signals:
             if (
                 checkpoint_every is not None
@@ -191,41 +222,35 @@ def fit(
             ):
                 save()
             inputs, labels = next(batches)
-            labels = labels.to(device)
-            outputs = model(inputs.to(device))
-            mined = () if miner is None else (miner(outputs, labels),)
-            loss = loss_fn(outputs, labels, *mined)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss of step {len(losses) + 1} is {value}")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
+            begin, validating = time.perf_counter(), meter.validation_seconds
+            value = parts.step(len(losses) + 1, inputs, labels)
+            _note_phi(phi_history, len(losses), loss_fn)
             losses.append(value)
+            meter.training_steps += 1
+            meter.training_items += len(labels)
+            meter.training_seconds += time.perf_counter() - begin - (meter.validation_seconds - validating)
             if on_step is not None:
                 on_step(len(losses), value)
         save()
         if signals:
             raise Interrupted(signals[0], step=len(losses), saved_to=None if target is None else str(target))
-    return FitResult(len(losses), resumed_at, tuple(losses), time.perf_counter() - started)
-
-
-def _batches(
-    dataset: Any, sampler: ClassBalancedSampler, workers: int
-) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-    """Batches without end. The loader has a generator of its own: it would draw from torch's global one."""
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        generator=torch.Generator(),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=leave_signals_to_the_parent,
+    return FitResult(
+        len(losses),
+        resumed_at,
+        tuple(losses),
+        time.perf_counter() - started,
+        phi=tuple(read_phi(loss_fn.loss)) if isinstance(loss_fn, ALALoss) else (),
+        phi_history=tuple(phi_history),
+        compute=meter,
     )
-    while True:
-        yield from loader
+
+
+def _note_phi(history: list[tuple[int, Phi]], step: int, loss_fn: Any) -> None:
+    """Remember the parameters that the step after ``step`` was trained with, where they are new."""
+    if isinstance(loss_fn, ALALoss):
+        phi = tuple(read_phi(loss_fn.loss))
+        if not history or history[-1][1] != phi:
+            history.append((step, phi))
 
 
 def _checked_target(
@@ -248,15 +273,23 @@ def _checked_target(
     return target
 
 
-def _restore(path: Path, parts: dict[str, Any], device: torch.device) -> list[float]:
+def _restore(
+    path: Path,
+    parts: Parts,
+    sampler: ClassBalancedSampler,
+    meter: Meter,
+    phi_history: list[tuple[int, Phi]],
+) -> list[float]:
     """Load every part and the random streams; the losses so far."""
     state = load_checkpoint(path)
-    if not {"losses", "random", "sampler"} <= state.keys():
+    extra = {"losses", "random", "sampler", "meter", "phi_history"}
+    if not extra <= state.keys():
         raise CheckpointError(f"{path} is a checkpoint, but not one of training.fit")
-    saved = state.keys() - {"losses", "random"}
-    if saved != parts.keys():
-        raise ValueError(f"{path} holds {sorted(saved)}, this run has {sorted(parts)}")
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    restore_random_streams(state["random"], device)
+    saved = state.keys() - extra
+    if saved != parts.stateful.keys():
+        raise ValueError(f"{path} holds {sorted(saved)}, this run has {sorted(parts.stateful)}")
+    sampler.load_state_dict(state["sampler"])
+    parts.restore(state)
+    meter.load_state_dict(state["meter"])
+    phi_history += [(int(step), tuple(phi)) for step, phi in state["phi_history"]]
     return [float(loss) for loss in state["losses"].tolist()]

@@ -1,0 +1,42 @@
+"""Floor 1: the parameters of an adaptive loss as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def read_phi(loss: Any) -> list[float]:
+    """Parameters of a loss in the order of its ``phi_spec``.
+
+    Parameters
+    ----------
+    loss
+        An :class:`AdaptiveLoss`; where ``phi`` has another size than ``phi_spec``, its ``phi_vector`` counts.
+
+    Returns
+    -------
+    list of float
+        One number per parameter.
+
+    Raises
+    ------
+    ValueError
+        If neither has as many elements as ``phi_spec``.
+    """
+    count = len(loss.phi_spec)
+    phi = loss.phi
+    if phi.numel() != count:
+        phi = getattr(loss, "phi_vector", phi)
+    values: list[float] = phi.detach().double().flatten().tolist()
+    if len(values) != count:
+        raise ValueError(f"loss.phi must have {count} elements as phi_spec, got {len(values)}")
+    return values
+
+
+def write_phi(loss: Any, values: Sequence[float]) -> None:
+    """Set the parameters of a loss, if they differ; ValueError as its ``set_phi``."""
+    if list(values) != read_phi(loss):
+        loss.set_phi(torch.tensor(values, dtype=loss.phi.dtype, device=loss.phi.device))

@@ -1,0 +1,129 @@
+"""The validation metric of a child: counted, timed, and without a trace in the training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .._streams import preserved_random_streams
+from ..ala_loss import ALALoss
+from ..metrics import RecallAtK
+from ..types import Metric
+from .meter import Meter
+
+Validate = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+RUNG_DEPTHS = (1, 2, 4, 8)
+_ERRORS_OF_CLASSES = ("classification_error", "balanced_error", "aucpr", "aucpr_micro")
+
+
+class MeanLogProbability:
+    """Mean over the classes of the mean log-probability of the class's samples: a smooth accuracy.
+
+    ``M = mean_c mean_{i: y_i = c} log softmax(z_i)_c``; classes without samples are left out.
+
+    Examples
+    --------
+    >>> MeanLogProbability()(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
+    -0.6931471805599453
+    """
+
+    name = "mean_log_probability"
+    higher_is_better = True
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        """Evaluate on logits ``[N, C]`` and targets ``[N]``."""
+        log_probabilities = outputs.double().log_softmax(1).gather(1, targets.long()[:, None]).squeeze(1)
+        count = torch.bincount(targets)
+        total = torch.zeros(len(count), dtype=torch.float64, device=outputs.device)
+        total = total.index_add(0, targets.long(), log_probabilities)
+        return float((total / count)[count > 0].mean())
+
+
+def smooth_metric(metric: Metric) -> Metric:
+    """What siblings are compared by on the way, where the metric itself is too coarse for small differences.
+
+    Mean Recall@1, 2, 4, 8 for :class:`ala_metric.metrics.RecallAtK`, the mean log-probability of the classes
+    for the metrics of classifiers, and the metric itself for everything else.
+
+    Parameters
+    ----------
+    metric
+        The metric of the run.
+
+    Returns
+    -------
+    Metric
+        Another metric, or the same.
+
+    Examples
+    --------
+    >>> from ala_metric import metrics
+    >>> smooth_metric(metrics.RecallAtK((1,))).name, smooth_metric(metrics.ClassificationError()).name
+    ('recall@1,2,4,8', 'mean_log_probability')
+    """
+    if type(metric) is RecallAtK:
+        return RecallAtK(RUNG_DEPTHS, distance=metric.distance, impl=metric.impl)
+    if getattr(metric, "name", None) in _ERRORS_OF_CLASSES:
+        return MeanLogProbability()
+    return metric
+
+
+@dataclass
+class Measure:
+    """Validates the model as it is now.
+
+    Parameters
+    ----------
+    validate, metric
+        As of an :class:`ala_metric.ALALoss`.
+    loss
+        The adaptive loss, for its statistics.
+    meter
+        Counts the pass.
+    """
+
+    validate: Validate
+    metric: Metric
+    loss: Any
+    meter: Meter
+
+    def __call__(self, with_statistics: bool = False) -> tuple[float, float, torch.Tensor | None]:
+        """Metric, score (higher is better) and, if asked for, statistics."""
+        begin = time.perf_counter()
+        with preserved_random_streams(), torch.no_grad():
+            outputs, targets = self.validate()
+            self.meter.validation_passes += 1
+            self.meter.validation_items += len(targets)
+            value = float(self.metric(outputs, targets))
+            statistics = self.loss.statistics(outputs, targets) if with_statistics else None
+        self.meter.validation_seconds += time.perf_counter() - begin
+        score = value if self.metric.higher_is_better else -value
+        return value, score, None if statistics is None else statistics.detach().cpu()
+
+
+@contextmanager
+def counted(loss_fn: Any, meter: Meter) -> Iterator[None]:
+    """Count what an :class:`ala_metric.ALALoss` validates on its own inside."""
+    if not isinstance(loss_fn, ALALoss):
+        yield
+        return
+    original = loss_fn.validate
+
+    def validate() -> tuple[torch.Tensor, torch.Tensor]:
+        begin = time.perf_counter()
+        outputs, targets = original()
+        meter.validation_passes += 1
+        meter.validation_items += len(targets)
+        meter.validation_seconds += time.perf_counter() - begin
+        return outputs, targets
+
+    loss_fn.__dict__["validate"] = validate
+    try:
+        yield
+    finally:
+        loss_fn.__dict__["validate"] = original

@@ -1,0 +1,109 @@
+"""The parts of one training: a step of them, and snapshots that bring them back bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .embed import device_of
+from .random_streams import random_streams, restore_random_streams
+
+
+class Parts:
+    """Model, loss, optimizer, scheduler and miner of one training.
+
+    Parameters
+    ----------
+    model, loss_fn, optimizer, scheduler, miner
+        As for ``fit``.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 2)
+    >>> parts = Parts(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    >>> before = parts.snapshot()
+    >>> loss = parts.step(1, torch.eye(2), torch.tensor([0, 1]))
+    >>> parts.restore(before)
+    >>> torch.equal(model.weight, before["model"]["weight"])
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., torch.Tensor],
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        miner: Callable[..., Any] | None = None,
+    ) -> None:
+        self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
+        self.scheduler, self.miner = scheduler, miner
+        self.device = device_of(model)
+        candidates = {
+            "model": model,
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+            "loss": loss_fn,
+            "miner": miner,
+        }
+        self.stateful: dict[str, Any] = {
+            name: part for name, part in candidates.items() if hasattr(part, "state_dict")
+        }
+
+    def loss(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch, with the graph for its gradient."""
+        labels = labels.to(self.device)
+        outputs = self.model(inputs.to(self.device))
+        mined = () if self.miner is None else (self.miner(outputs, labels),)
+        return self.loss_fn(outputs, labels, *mined)
+
+    def step(self, number: int, inputs: torch.Tensor, labels: torch.Tensor) -> float:
+        """One optimizer step; the loss before it.
+
+        Parameters
+        ----------
+        number
+            Of the step, for the error message.
+        inputs, labels
+            A batch.
+
+        Returns
+        -------
+        float
+            The loss.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is NaN or infinite; the weights have not changed then.
+        """
+        loss = self.loss(inputs, labels)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss of step {number} is {value}")
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of every part that has one; shares memory with them."""
+        return {name: part.state_dict() for name, part in self.stateful.items()}
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of everything that a step changes, the global random streams included."""
+        return copy.deepcopy(self.state_dict()) | {"random": random_streams(self.device)}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Bring back a :meth:`snapshot`, which stays as it is."""
+        for name, part in self.stateful.items():
+            # An optimizer goes on writing into the tensors that it was given.
+            part.load_state_dict(copy.deepcopy(snapshot[name]))
+        restore_random_streams(snapshot["random"], self.device)
