@@ -1,6 +1,8 @@
 """Floor 3: adaptive losses that are pytorch-metric-learning losses."""
 
+from .adapt_pml import AdaptPML
+from .catalogue import available
 from .distance_mixture import DistanceMixtureLoss
 from .focal_weighting import FocalWeightingLoss
 
-__all__ = ["DistanceMixtureLoss", "FocalWeightingLoss"]
+__all__ = ["AdaptPML", "DistanceMixtureLoss", "FocalWeightingLoss", "available"]

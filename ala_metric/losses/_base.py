@@ -16,6 +16,17 @@ from . import _distance
 LossDict = dict[str, dict[str, Any]]
 
 
+def check_phi(phi: Tensor, phi_spec: Sequence[PhiSpec]) -> Tensor:
+    """``phi`` as a tensor; ValueError on another shape, NaN, or a value outside its range."""
+    phi = torch.as_tensor(phi)
+    if phi.shape != (len(phi_spec),):
+        raise ValueError(f"phi must have shape [{len(phi_spec)}], got {tuple(phi.shape)}")
+    for spec, value in zip(phi_spec, phi.tolist()):
+        if not spec.allows(value, 0.0):
+            raise ValueError(f"{spec.name} must lie in [{spec.low}, {spec.high}], got {value}")
+    return phi
+
+
 class AdaptivePairLoss(BaseMetricLossFunction):
     """A pytorch-metric-learning loss with a parameter buffer ``phi`` that a controller may move."""
 
@@ -49,14 +60,8 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         ValueError
             On another shape, NaN, or a value outside its range in ``phi_spec``; nothing is changed then.
         """
-        phi = torch.as_tensor(phi)
-        if phi.shape != (len(self.phi_spec),):
-            raise ValueError(f"phi must have shape [{len(self.phi_spec)}], got {tuple(phi.shape)}")
-        for spec, value in zip(self.phi_spec, phi.tolist()):
-            if not spec.allows(value, 0.0):
-                raise ValueError(f"{spec.name} must lie in [{spec.low}, {spec.high}], got {value}")
         with torch.no_grad():
-            self.phi.copy_(phi)
+            self.phi.copy_(check_phi(phi, self.phi_spec))
 
     def compute_loss(
         self,

@@ -90,10 +90,7 @@ class FocalWeightingLoss(AdaptivePairLoss):
             As :func:`ala_metric.ops.distance_statistics`.
         """
         rows = _distance.rows(self.distance, outputs.detach())
-        means = ops.distance_statistics(rows, targets, impl=self.impl)
-        no_negatives = means[5] == 0  # 0.5/d is positive wherever there is a pair
-        negative = torch.where(no_negatives, 0, 2 - means[6])  # F-_2 = 2 - d
-        return torch.stack([means[1], negative])[:, None]
+        return _distance.mean_distances(rows, targets, self.impl)[:, None]
 
     def all_pairs(
         self, x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None, phi: Tensor
