@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, LpDistance
-from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction, SelfSupervisedLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
 from pytorch_metric_learning.reducers import DoNothingReducer
 from pytorch_metric_learning.samplers import MPerClassSampler
@@ -23,6 +23,7 @@ __all__ = [
     "DoNothingReducer",
     "LpDistance",
     "MPerClassSampler",
+    "SelfSupervisedLoss",
     "TripletMarginMiner",
     "numpy_random",
 ]

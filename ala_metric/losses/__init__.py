@@ -4,5 +4,6 @@ from .adapt_pml import AdaptPML
 from .catalogue import available
 from .distance_mixture import DistanceMixtureLoss
 from .focal_weighting import FocalWeightingLoss
+from .self_supervised import SelfSupervisedLoss
 
-__all__ = ["AdaptPML", "DistanceMixtureLoss", "FocalWeightingLoss", "available"]
+__all__ = ["AdaptPML", "DistanceMixtureLoss", "FocalWeightingLoss", "SelfSupervisedLoss", "available"]
