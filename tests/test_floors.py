@@ -20,6 +20,7 @@ FLOOR = {
     "_streams": 1,
     "_ranks": 1,
     "_arguments": 1,
+    "_gather": 1,
     "ops": 2,
     "numpy_api": 2,
     "controller": 3,

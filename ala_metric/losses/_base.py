@@ -104,6 +104,19 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         """Loss over all pairs of a distance matrix [N, M]."""
         raise NotImplementedError
 
+    def partial(
+        self, x: Tensor, labels: Tensor, y: Tensor, ref_labels: Tensor, own: Tensor | None, phi: Tensor
+    ) -> Tensor:
+        """What the loss needs to know of the pairs with a part of the references, shape [s, N].
+
+        ``own`` is the row of ``y`` that is each anchor itself, and no pair of it; None: there are no such.
+        """
+        raise NotImplementedError
+
+    def merge(self, partials: Tensor, phi: Tensor) -> Tensor:
+        """Loss per anchor [N] from :meth:`partial` of all parts, shape [parts, s, N]."""
+        raise NotImplementedError
+
     def mined(self, pairs: _RowPairs | _MatrixPairs, indices: tuple[Tensor, ...], phi: Tensor) -> LossDict:
         """Loss over the pairs or triplets that a miner chose."""
         raise NotImplementedError
@@ -151,6 +164,19 @@ class _MatrixPairs:
 
     def distance(self, anchors: Tensor, others: Tensor) -> Tensor:
         return self.matrix[anchors.long(), others.long()]
+
+
+def positive_pairs(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Anchors and references of all positive pairs, and how many each anchor has, without an N x M mask."""
+    order = torch.argsort(ref_labels, stable=True)
+    ascending = ref_labels[order]
+    first = torch.searchsorted(ascending, labels)
+    counts = torch.searchsorted(ascending, labels, right=True) - first
+    anchors = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(counts)
+    place = (
+        torch.arange(anchors.shape[0], device=labels.device) - (counts.cumsum(0) - counts - first)[anchors]
+    )
+    return anchors, order[place], counts
 
 
 def _needed(labels: Tensor | None) -> Tensor:
