@@ -214,6 +214,17 @@ def test_degenerate_batches(impl: str) -> None:
         assert nothing_enters(x, torch.tensor([0]), enqueue_mask=torch.tensor([False])) == 0
 
 
+def test_nan_does_not_enter_the_queue() -> None:
+    memory = losses.CrossBatchMemory(make("mixture"), 5, 20)
+    x, labels = next(batches(1))
+    broken = x.detach().clone()
+    broken[3, 2] = float("nan")
+    with pytest.raises(ValueError, match="embeddings must be finite, got NaN or Inf in 1 of 8 rows"):
+        memory(broken, labels)
+    assert memory.queue_idx == 0
+    assert memory(x, labels).isfinite()
+
+
 def test_refusals() -> None:
     memory = losses.CrossBatchMemory(make("mixture"), 5, 4)
     x, labels = next(batches(1))

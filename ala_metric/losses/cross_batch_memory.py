@@ -12,6 +12,7 @@ from .. import _pml
 from .._gather import gather_rows, row_counts, world_size
 from .._pml import common_functions, loss_and_miner_utils
 from .._ranks import rank
+from ..ops._check import check_embeddings, known_values
 from . import _distance
 from ._wrapper import PassesPhiOn, all_pairs, is_fused, reduce
 
@@ -88,6 +89,7 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         super().__init__(loss, embedding_size, memory_size, miner)
         self.synchronize = synchronize
+        self._held = False
 
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
@@ -115,17 +117,27 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
             counts = row_counts(labels)
             embeddings, labels, entering = (gather_rows(v, counts) for v in (embeddings, labels, entering))
         rows = _distance.rows(self.loss.distance, embeddings) if is_fused(self.loss) else embeddings
+        if is_fused(self.loss):
+            check_embeddings(rows, "embeddings")  # NaN must not enter the queue
         slots = self._enqueue(rows.detach(), labels, entering.bool(), together and not listed)
         own = slots if enqueue_mask is None else None
         if enqueue_mask is not None:
             rows, embeddings, labels = (v[entering == 0] for v in (rows, embeddings, labels))
         filled = self.memory_size if self.has_been_filled else self.queue_idx
         queue, queue_labels = self.embedding_memory[:filled], self.label_memory[:filled]
+        self._held = torch.is_grad_enabled()
         if listed:
             lists = self._lists(embeddings, labels, queue, queue_labels, indices_tuple, own)
             return self.loss(embeddings, labels, lists, queue, queue_labels)
-        losses = all_pairs(self.loss, rows, labels, queue, queue_labels, own)
+        with known_values():
+            losses = all_pairs(self.loss, rows, labels, queue, queue_labels, own)
+        if losses.requires_grad:
+            losses.register_hook(self._release)
         return reduce(self.loss, losses, embeddings, labels, together)
+
+    def _release(self, _: Tensor) -> None:
+        """Called by the backward pass."""
+        self._held = False
 
     @torch.no_grad()
     def _enqueue(self, rows: Tensor, labels: Tensor, entering: Tensor, together: bool) -> Tensor:
@@ -141,10 +153,14 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
             raise ValueError(f"memory_size={self.memory_size} is too small for {new} new rows")
         slots = torch.where(entering, self.queue_idx + entering.cumsum(0) - 1, -1)
         slots = torch.where(entering, slots % self.memory_size, -1)
-        # Not in place: a graph that waits for its backward pass holds the queue as it was.
-        slot = slots[entering]
-        self.embedding_memory = self.embedding_memory.to(rows).index_copy(0, slot, rows[entering])
-        self.label_memory = self.label_memory.to(labels).index_copy(0, slot, labels[entering])
+        if self._held:  # a graph that waits for its backward pass needs the queue as it was
+            self.embedding_memory, self.label_memory = (
+                self.embedding_memory.clone(),
+                self.label_memory.clone(),
+            )
+        self._held = False
+        self.embedding_memory = self.embedding_memory.to(rows).index_copy_(0, slots[entering], rows[entering])
+        self.label_memory = self.label_memory.to(labels).index_copy_(0, slots[entering], labels[entering])
         self.has_been_filled = self.has_been_filled or self.queue_idx + new >= self.memory_size
         self.queue_idx = (self.queue_idx + new) % self.memory_size
         return slots[start : start + count]

@@ -49,9 +49,9 @@ class DistributedLoss(PassesPhiOn, nn.Module):
 
     Notes
     -----
-    ``forward(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``. Rows stand in the order
-    of the ranks; ``indices_tuple`` names rows of the joined batch. Without torch.distributed this is the loss
-    itself.
+    ``forward(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``. Rows stand in the
+    order of the ranks; ``indices_tuple`` names rows of the joined batch. Without torch.distributed this is
+    the loss itself.
 
     Examples
     --------
