@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "evaluation": "retrieval metrics against faiss, pytorch-metric-learning, torch and scikit-learn",
+    "memory_bank": "CrossBatchMemory against that of pytorch-metric-learning",
     "kernels": "fused pair losses against torch.compile, dense PyTorch and pytorch-metric-learning",
 }
 
