@@ -20,6 +20,9 @@
 #include "cpu/schedule.h"
 #include "cpu/tile.h"
 #include "cpu/vector_math.h"
+#if defined(__AMX_BF16__)
+#include "cpu/split_products.h"
+#endif
 
 namespace ala {
 namespace ALA_ISA {
@@ -58,6 +61,17 @@ struct GradientSink {
 };
 
 template <class T>
+struct Products {
+  using Type = RegisterProducts<T>;
+};
+#if defined(__AMX_BF16__)
+template <>
+struct Products<float> {
+  using Type = SplitProducts;
+};
+#endif
+
+template <class T>
 class PairTiles {
  public:
   using S = Simd<T>;
@@ -74,11 +88,11 @@ class PairTiles {
   void allocate(const ala_matrix& mx, const ala_matrix& my, bool is_symmetric, T* gx, T* gy,
                 const Workers& workers, Arena& arena) {
     symmetric = is_symmetric;
-    x.allocate(mx, arena, Layout::kTiles);
+    x.allocate(mx, arena, Products<T>::Type::kLayout);
     if (symmetric)
       y = x;
     else
-      y.allocate(my, arena, Layout::kTiles);
+      y.allocate(my, arena, Products<T>::Type::kLayout);
     col_block = block_size(y.count, y.dims);
     row_block = symmetric ? col_block : block_size(x.count, x.dims);
     grad_x.allocate(gx, x, arena);
@@ -86,6 +100,7 @@ class PairTiles {
       grad_y = grad_x;
     else
       grad_y.allocate(gy, y, arena);
+    products_.allocate(y, workers.slots(), arena);
     scratch_ = arena.array<T>(workers.slots() * kScratch);
   }
 
@@ -98,6 +113,7 @@ class PairTiles {
   void pack(const ala_matrix& mx, const ala_matrix& my, const Workers& workers) {
     x.pack(mx, workers);
     if (!symmetric) y.pack(my, workers);
+    products_.pack(y, workers);
   }
 
   template <class Op>
@@ -106,9 +122,7 @@ class PairTiles {
       grad_x.clear(x);
       if (!symmetric) grad_y.clear(y);
     }
-    const auto body = [&](int64_t I, int64_t J, int64_t slot) {
-      visit_tile(op, I, J, scratch_ + slot * kScratch);
-    };
+    const auto body = [&](int64_t I, int64_t J, int64_t slot) { visit_tile(op, I, J, slot); };
     if (symmetric)
       visit_symmetric(row_blocks(), workers, body, group_size(row_blocks()));
     else if (x.count > 0 && y.count > 0)
@@ -137,11 +151,15 @@ class PairTiles {
   static int64_t group_size(int64_t blocks) { return blocks < 32 ? 1 : smaller(blocks / 16, 4); }
 
   template <class Op>
-  __attribute__((noinline)) void visit_tile(Op& op, int64_t I, int64_t J, T* tile) {
+  __attribute__((noinline)) void visit_tile(Op& op, int64_t I, int64_t J, int64_t slot) {
+    const typename Products<T>::Type::Session session;
+    static_cast<void>(session);
+    T* const tile = scratch_ + slot * kScratch;
     const int64_t i0 = I * row_block, j0 = J * col_block;
     const int64_t rows = smaller(row_block, x.count - i0), cols = smaller(col_block, y.count - j0);
     const bool diagonal = symmetric && I == J;
-    Square::dot_products(x, i0, round_up(rows, Square::kPanel), y, j0, round_up(cols, Square::kPanel), tile);
+    products_.dot_products(x, i0, round_up(rows, Square::kPanel), y, j0, round_up(cols, Square::kPanel), tile,
+                           slot);
 
     T col_weights[Square::kSide];
     T* sums = nullptr;
@@ -177,11 +195,11 @@ class PairTiles {
     state.finish(tile);
     if (!Op::kGradient) return;
     if (to_x && far_pairs > 0)
-      Square::template subtract_product<false>(tile, rows, cols, y.row(j0), to_x + i0 * x.dims, x.dims);
+      products_.template subtract_product<false>(tile, rows, cols, y, j0, to_x + i0 * x.dims, slot);
     if (to_y) {
       for (int64_t j = 0; j < cols; ++j) grad_y.weight_sums[j0 + j] += static_cast<double>(col_weights[j]);
       if (far_pairs > 0)
-        Square::template subtract_product<true>(tile, cols, rows, x.row(i0), to_y + j0 * y.dims, y.dims);
+        products_.template subtract_product<true>(tile, rows, cols, x, i0, to_y + j0 * y.dims, slot);
     }
   }
 
@@ -244,6 +262,7 @@ class PairTiles {
     return S::select(S::from_lane_bits(lanes), recomputed, square);
   }
 
+  typename Products<T>::Type products_;
   T* scratch_ = nullptr;
 };
 

@@ -89,7 +89,7 @@ struct Tile {
   }
 
   // to[r, :] -= sum over k of weight(r, k) * from[k, :], `dims` wide, with weight(r, k) = tile[r, k], or
-  // tile[k, r] if kTransposed. `from`: a row of a tile's points.
+  // tile[k, r] if kTransposed. `from`: a row of sliced points.
   template <bool kTransposed>
   static void subtract_product(const T* tile, int64_t rows, int64_t depth, const T* from, T* to,
                                int64_t dims) {
@@ -167,6 +167,28 @@ struct Tile {
         for (int64_t c = 0; c < width; ++c) to[c] -= row[c];
       }
     }
+  }
+};
+
+// The products of PairTiles by Tile's micro-kernel.
+template <class T>
+class RegisterProducts {
+ public:
+  using Square = Tile<T>;
+  static constexpr Layout kLayout = Layout::kTiles;
+  struct Session {};
+
+  void allocate(const Points<T>&, int64_t, Arena&) {}
+  void pack(const Points<T>&, const Workers&) {}
+  void dot_products(const Points<T>& x, int64_t i0, int64_t rows, const Points<T>& y, int64_t j0,
+                    int64_t cols, T* tile, int64_t) const {
+    Square::dot_products(x, i0, rows, y, j0, cols, tile);
+  }
+  template <bool kTransposed>
+  void subtract_product(const T* tile, int64_t rows, int64_t cols, const Points<T>& from, int64_t first,
+                        T* to, int64_t) const {
+    Square::template subtract_product<kTransposed>(tile, kTransposed ? cols : rows, kTransposed ? rows : cols,
+                                                   from.row(first), to, from.dims);
   }
 };
 
