@@ -4,6 +4,7 @@
 
 #include "core/shapes.h"
 #include "cpu/classes.h"
+#include "cpu/curve_table.h"
 #include "cpu/kernels.h"
 #include "cpu/pair_tiles.h"
 
@@ -17,6 +18,7 @@ struct MixtureData {
   PairWeights<T> mean;    // 1 / |P_i|, 1 / |N_i|; 0 for an empty set
   PairWeights<T> weight;  // the same times the anchor's weight
   T phi[ALA_MIXTURE_PHI] = {};
+  CurveTable<T> negatives;     // mixture of the decreasing shapes
   double* loss = nullptr;      // [N]
   double* phi_sums = nullptr;  // [row blocks, 10]: sum of weight * F_k
 
@@ -33,6 +35,15 @@ struct MixtureData {
     weight.clear(tiles.x);
     std::memset(loss, 0, static_cast<size_t>(tiles.x.padded) * sizeof(double));
     std::memset(phi_sums, 0, static_cast<size_t>(tiles.row_blocks() * ALA_MIXTURE_PHI) * sizeof(double));
+  }
+  void set_phi(const double* values) {
+    for (int k = 0; k < ALA_MIXTURE_PHI; ++k) phi[k] = static_cast<T>(values[k]);
+    negatives.build([this](typename Simd<double>::V d) {
+      const auto f = decreasing_shapes<VectorMath<double>>(d, VectorMath<double>::reciprocal(d));
+      typename Simd<double>::V sum{};
+      for (int k = 0; k < kShapes; ++k) sum += static_cast<double>(phi[kShapes + k]) * f.value[k];
+      return sum;
+    });
   }
   double phi_sum(int k, int64_t blocks) const {
     double sum = 0;
@@ -75,9 +86,17 @@ struct MixtureOp {
       row_ = i0_ + i;
       if constexpr (!kPhi)
         for (int v = 0; v < cols_; v += S::kLanes) {
-          const auto f = decreasing_shapes<M, kAll>(S::load(distance + v), S::load(inverse + v));
-          S::store(value_ + v, mix(phi_ + kShapes, f.value));
-          if constexpr (kGradient) S::store(slope_ + v, mix(phi_ + kShapes, f.slope));
+          const V d = S::load(distance + v);
+          V value, slope;
+          if (__builtin_expect(data_.negatives.covers(d), 1)) {
+            data_.negatives.evaluate(d, value, slope);
+          } else {
+            const auto f = decreasing_shapes<M, kAll>(d, S::load(inverse + v));
+            value = mix(phi_ + kShapes, f.value);
+            slope = mix(phi_ + kShapes, f.slope);
+          }
+          S::store(value_ + v, value);
+          S::store(slope_ + v, slope);
         }
       row_class_ = S::set_int(data_.classes.anchor[row_]);
       row_loss_ = V{};
@@ -191,11 +210,10 @@ ala_status distance_mixture(const ala_distance_mixture_request& r, const Call& c
     data.weight.positive[i] = weight * data.mean.positive[i];
     data.weight.negative[i] = weight * data.mean.negative[i];
   }
+  data.set_phi(r.phi);
   bool all = false;
-  for (int k = 0; k < ALA_MIXTURE_PHI; ++k) {
-    data.phi[k] = static_cast<T>(r.phi[k]);
+  for (int k = 0; k < ALA_MIXTURE_PHI; ++k)
     if (k % kShapes != 0 && data.phi[k] != T(0)) all = true;
-  }
   const bool gradient = r.grad_x || (!r.symmetric && r.grad_y);
   if (gradient && r.grad_phi)
     visit_mixture<T, true, true, true>(data, tiles, workers);
