@@ -68,9 +68,8 @@ struct MixtureOp {
   class Tile {
    public:
     static constexpr bool kGradient = MixtureOp::kGradient, kStores = MixtureOp::kStores;
-    Tile(MixtureOp& op, int64_t I, int64_t, int64_t i0, int64_t j0, int64_t rows, int64_t cols, bool diagonal)
-        : data_(op.data), block_(I), i0_(i0), j0_(j0), cols_(cols), diagonal_(diagonal) {
-      static_cast<void>(rows);
+    Tile(MixtureOp& op, int64_t I, int64_t, int64_t i0, int64_t j0, int64_t, int64_t cols, bool)
+        : data_(op.data), block_(I), i0_(i0), j0_(j0), cols_(cols) {
       const bool symmetric = data_.symmetric;
       col_class_ = data_.classes.reference + j0;
       col_mean_positive_ = data_.mean.column_positive(symmetric, j0);
@@ -82,10 +81,10 @@ struct MixtureOp {
       for (int k = 0; k < ALA_MIXTURE_PHI; ++k) phi_[k] = S::set(data_.phi[k]);
     }
 
-    ALA_HD void begin_row(int64_t i, const T* distance, const T* inverse) {
+    ALA_HD void begin_row(int64_t i, int64_t first, const T* distance, const T* inverse) {
       row_ = i0_ + i;
       if constexpr (!kPhi)
-        for (int v = 0; v < cols_; v += S::kLanes) {
+        for (int64_t v = first; v < cols_; v += S::kLanes) {
           const V d = S::load(distance + v);
           V value, slope;
           if (__builtin_expect(data_.negatives.covers(d), 1)) {
@@ -149,13 +148,11 @@ struct MixtureOp {
     ALA_HD void end_row(int64_t) { data_.loss[row_] += static_cast<double>(S::sum(row_loss_)); }
 
     void finish(const T*) {
-      if (data_.symmetric && !diagonal_)
+      if (data_.symmetric)
         for (int64_t j = 0; j < cols_; ++j) data_.loss[j0_ + j] += static_cast<double>(col_loss_[j]);
       if (!kPhi) return;
-      // On the diagonal every unordered pair was seen twice, each time with both anchors' weights.
-      const double share = diagonal_ ? 0.5 : 1.0;
       for (int k = 0; k < ALA_MIXTURE_PHI; ++k)
-        data_.phi_sums[block_ * ALA_MIXTURE_PHI + k] += share * static_cast<double>(S::sum(phi_sums_[k]));
+        data_.phi_sums[block_ * ALA_MIXTURE_PHI + k] += static_cast<double>(S::sum(phi_sums_[k]));
     }
 
    private:
@@ -167,7 +164,6 @@ struct MixtureOp {
 
     MixtureData<T>& data_;
     int64_t block_, i0_, j0_, cols_, row_ = 0;
-    bool diagonal_;
     const typename S::Int* col_class_;
     const T *col_mean_positive_, *col_mean_negative_, *col_weight_positive_, *col_weight_negative_;
     typename S::I row_class_{};

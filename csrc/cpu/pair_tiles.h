@@ -3,8 +3,9 @@
 //
 // An op is a class with a nested `Tile` (one per tile, on the stack):
 //   Tile(op, I, J, i0, j0, rows, cols, diagonal)   I, J: block numbers; diagonal: rows and columns are the
-//   same points begin_row(i)                                   i: row inside the tile V pair<kMasked>(d,
-//   inverse, v, valid)          lanes v ... of the row: adds to the op's sums, returns G = slope / d
+//   same points begin_row(i, first, distance, inverse)          i: row inside the tile; pairs from lane
+//   `first` V pair<kMasked>(d, inverse, v, valid)          lanes v ... of the row: adds to the op's sums,
+//   returns G = slope / d
 //                                                  times the pair's weight; lanes outside `valid` must not
 //                                                  count
 //   end_row(i)
@@ -159,30 +160,39 @@ class PairTiles {
     const int64_t rows = smaller(row_block, x.count - i0), cols = smaller(col_block, y.count - j0);
     const bool diagonal = symmetric && I == J;
     products_.dot_products(x, i0, round_up(rows, Square::kPanel), y, j0, round_up(cols, Square::kPanel), tile,
-                           slot);
+                           diagonal, slot);
 
     T col_weights[Square::kSide];
     T* sums = nullptr;
     T* to_x = Op::kGradient ? grad_x.out : nullptr;
-    T* to_y = Op::kGradient && !diagonal ? grad_y.out : nullptr;
+    T* to_y = Op::kGradient ? grad_y.out : nullptr;
     if (to_y) {
       sums = col_weights;
       std::memset(col_weights, 0, sizeof col_weights);
     }
     typename Op::Tile state(op, I, J, i0, j0, rows, cols, diagonal);
     NearRow<T> near;
-    int64_t far_pairs = diagonal ? rows * (cols - 1) : rows * cols;
+    int64_t far_pairs = diagonal ? rows * (rows - 1) / 2 : rows * cols;
     RowDistances near_row;
     for (int64_t i = 0; i < rows; ++i) {
       T* row = tile + i * Square::kStride;
+      // On the diagonal the pairs to the right of it stand for both orders.
       const int self = diagonal ? static_cast<int>(i) : -1;
-      measure(i0 + i, j0, static_cast<int>(cols), self, row, near_row);
-      state.begin_row(i, near_row.distance, near_row.inverse);
+      const int first = diagonal ? self / S::kLanes * S::kLanes : 0;
+      if (Op::kGradient) std::memset(row, 0, static_cast<size_t>(first) * sizeof(T));
+      measure(i0 + i, j0, first, static_cast<int>(cols), self, row, near_row);
+      state.begin_row(i, first, near_row.distance, near_row.inverse);
       V row_weight{};
-      const int full = diagonal ? 0 : static_cast<int>(cols / S::kLanes * S::kLanes);
-      for (int v = 0; v < full; v += S::kLanes)
+      int v = first;
+      const int full = static_cast<int>(cols / S::kLanes * S::kLanes);
+      if (diagonal) {
+        visit_lanes<true>(state, v, valid_lanes(v, static_cast<int>(cols), self), near_row, row, row_weight,
+                          sums, near);
+        v += S::kLanes;
+      }
+      for (; v < full; v += S::kLanes)
         visit_lanes<false>(state, v, S::none(), near_row, row, row_weight, sums, near);
-      for (int v = full; v < cols; v += S::kLanes)
+      for (; v < cols; v += S::kLanes)
         visit_lanes<true>(state, v, valid_lanes(v, static_cast<int>(cols), self), near_row, row, row_weight,
                           sums, near);
       state.end_row(i);
@@ -195,11 +205,12 @@ class PairTiles {
     state.finish(tile);
     if (!Op::kGradient) return;
     if (to_x && far_pairs > 0)
-      products_.template subtract_product<false>(tile, rows, cols, y, j0, to_x + i0 * x.dims, slot);
+      products_.template subtract_product<false>(tile, rows, cols, diagonal, y, j0, to_x + i0 * x.dims, slot);
     if (to_y) {
       for (int64_t j = 0; j < cols; ++j) grad_y.weight_sums[j0 + j] += static_cast<double>(col_weights[j]);
       if (far_pairs > 0)
-        products_.template subtract_product<true>(tile, rows, cols, x, i0, to_y + j0 * y.dims, slot);
+        products_.template subtract_product<true>(tile, rows, cols, diagonal, x, i0, to_y + j0 * y.dims,
+                                                  slot);
     }
   }
 
@@ -215,17 +226,18 @@ class PairTiles {
     using Int = typename S::Int;
     const auto lane = S::lane_numbers() + static_cast<Int>(v);
     const Mask valid = S::less_int(lane, S::set_int(static_cast<Int>(cols)));
-    return S::but_not(valid, S::equal(lane, S::set_int(static_cast<Int>(self))));
+    return S::both(valid, S::less_int(S::set_int(static_cast<Int>(self)), lane));
   }
 
-  ALA_HD void measure(int64_t i, int64_t j0, int cols, int self, const T* dots, RowDistances& to) const {
+  ALA_HD void measure(int64_t i, int64_t j0, int first, int cols, int self, const T* dots,
+                      RowDistances& to) const {
     using M = VectorMath<T>;
     const V length = S::set(x.norms[i]);
-    for (int v = 0; v < cols; v += S::kLanes) {
+    for (int v = first; v < cols; v += S::kLanes) {
       const V lengths = length + S::load(y.norms + j0 + v);
       V square = lengths - T(2) * S::load(dots + v);
       uint32_t close = S::lane_bits(S::less_equal(square, M::set(kNearPair) * lengths));
-      if (static_cast<unsigned>(self - v) < static_cast<unsigned>(S::kLanes)) close &= ~(1u << (self - v));
+      if (self >= v) close &= ~((2u << (self - v)) - 1);
       if (__builtin_expect(close != 0, 0)) {
         close &= S::lane_bits(valid_lanes(v, cols, self));
         square = direct(i, j0 + v, close, square);

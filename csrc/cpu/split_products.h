@@ -60,9 +60,9 @@ class SplitProducts {
     });
   }
 
-  // tile[i, j] = <x_i, y_j> for whole panels of rows and columns starting at i0 and j0.
+  // As in tile.h, where what is not explained here is.
   void dot_products(const Points<float>& x, int64_t i0, int64_t rows, const Points<float>&, int64_t j0,
-                    int64_t cols, float* tile, int64_t slot) const {
+                    int64_t cols, float* tile, bool upper, int64_t slot) const {
     Word* left = scratch_ + slot * kScratch;
     int64_t s0 = 0;
     do {
@@ -74,7 +74,7 @@ class SplitProducts {
             return Pair{S::load(from), S::load(from + kHalf)};
           });
       for (int64_t j = 0; j < cols; j += kPanel)
-        for (int64_t i = 0; i < rows; i += kPanel)
+        for (int64_t i = 0; i < (upper ? j + 1 : rows); i += kPanel)
           multiply(left + i / kPanel * steps * kStep,
                    columns_ + ((j0 + j) / kPanel * dim_steps_ + s0) * kStep, steps,
                    tile + i * Square::kStride + j, Square::kStride, s0 == 0);
@@ -85,15 +85,17 @@ class SplitProducts {
   // to[r, :] -= sum over k of weight(r, k) * from_k, with weight(r, k) = tile[r, k], or tile[k, r] if
   // kTransposed; from_k: point first + k. Columns of the tile are 0 from `cols` to a whole register.
   template <bool kTransposed>
-  void subtract_product(float* tile, int64_t rows, int64_t cols, const Points<float>& from, int64_t first,
-                        float* to, int64_t slot) const {
+  void subtract_product(float* tile, int64_t rows, int64_t cols, bool upper, const Points<float>& from,
+                        int64_t first, float* to, int64_t slot) const {
     clear_margins(tile, rows, cols);
     const int64_t count = kTransposed ? cols : rows;
     const int64_t steps = round_up(kTransposed ? rows : cols, kDeep) / kDeep;
     Word* const left = scratch_ + slot * kScratch;
     Word* const right = left + kLeft;
+    const auto first_step = [&](int64_t r) { return upper && !kTransposed ? r / kDeep : 0; };
+    const auto end_step = [&](int64_t r) { return upper && kTransposed ? r / kDeep + 1 : steps; };
     for (int64_t r = 0; r < count; r += kPanel)
-      for (int64_t s = 0; s < steps; ++s)
+      for (int64_t s = first_step(r); s < end_step(r); ++s)
         pack_step<kTransposed>(left + (r / kPanel * steps + s) * kStep, [&](int half, int l) {
           if constexpr (kTransposed) {
             const float* at = tile + (s * kDeep + l) * Square::kStride + r + half * kHalf;
@@ -117,7 +119,9 @@ class SplitProducts {
           __builtin_prefetch(out + i * from.dims + kHalf, 1);
         }
         alignas(64) float product[kPanel * kPanel];
-        multiply(left + r / kPanel * steps * kStep, right, steps, product, kPanel, true);
+        const int64_t s = first_step(r);
+        multiply(left + (r / kPanel * steps + s) * kStep, right + s * kStep, end_step(r) - s, product, kPanel,
+                 true);
         subtract(product, height, width, out, from.dims);
       }
     }
