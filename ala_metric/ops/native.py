@@ -39,10 +39,10 @@ def distance_mixture(
     ref_labels: Tensor | None = None,
 ) -> Tensor:
     """Loss per anchor [N]; see :func:`ala_metric.ops.distance_mixture`."""
-    result: Tensor = _ops.distance_mixture(
-        emb, labels.contiguous(), _parameters(phi), ref_emb, _packed(ref_labels), *_wanted(emb, ref_emb, phi)
-    )[0]
-    return result
+    wanted = _wanted(emb, ref_emb, phi)
+    return _loss(
+        "distance_mixture", emb, labels.contiguous(), _parameters(phi), ref_emb, _packed(ref_labels), *wanted
+    )
 
 
 def focal_weighting(
@@ -56,10 +56,8 @@ def focal_weighting(
 ) -> Tensor:
     """Loss per anchor [N]; see :func:`ala_metric.ops.focal_weighting`."""
     wanted = _wanted(emb, ref_emb, phi)
-    result: Tensor = _ops.focal_weighting(
-        emb, labels.contiguous(), _parameters(phi), offset, ref_emb, _packed(ref_labels), *wanted
-    )[0]
-    return result
+    labels, ref_labels = labels.contiguous(), _packed(ref_labels)
+    return _loss("focal_weighting", emb, labels, _parameters(phi), offset, ref_emb, ref_labels, *wanted)
 
 
 def distance_statistics(
@@ -135,6 +133,16 @@ def _wanted(*inputs: Tensor | None) -> tuple[bool, ...]:
     """Which inputs need a gradient."""
     recording = torch.is_grad_enabled()
     return tuple(recording and x is not None and x.requires_grad for x in inputs)
+
+
+def _loss(name: str, *inputs: Any) -> Tensor:
+    """First result of an operator. Outside of a trace its autograd is a plain Function: half the overhead."""
+    result: Tensor
+    if torch.compiler.is_compiling() or not any(inputs[-3:]):
+        result = getattr(_ops, name)(*inputs)[0]
+    else:
+        result = _functions[name].apply(*inputs)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _new(emb: Tensor, *shape: int) -> Tensor:
@@ -343,6 +351,33 @@ def _mixture_triplets_backward(ctx: Any, grad: Tensor) -> Gradients:
     gradients = _ops.mixture_triplets_backward(grad.contiguous(), emb, *lists, phi, ref_emb, *wanted)
     grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), wanted)
     return grad_emb, None, None, None, grad_phi, grad_ref
+
+
+class _DistanceMixture(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _ops.distance_mixture(*inputs)
+        _save_distance_mixture(ctx, inputs, output)
+        return output[0]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Gradients:  # type: ignore[override]
+        return _distance_mixture_backward(ctx, grad)
+
+
+class _FocalWeighting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _ops.focal_weighting(*inputs)
+        _save_focal_weighting(ctx, inputs, output)
+        return output[0]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Gradients:  # type: ignore[override]
+        return _focal_weighting_backward(ctx, grad)
+
+
+_functions = {"distance_mixture": _DistanceMixture, "focal_weighting": _FocalWeighting}
 
 
 def _register(

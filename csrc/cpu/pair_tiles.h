@@ -138,12 +138,12 @@ class PairTiles {
   static constexpr int64_t kScratch = int64_t{Square::kSide} * Square::kStride;
 
   // Depends on the shapes alone, so that the bits do not depend on the number of threads. Large blocks reuse
-  // more of the caches; small ones leave enough of them for every thread, and less waste on the diagonal.
+  // more of the caches; small ones leave enough of them for every thread.
   static int64_t block_size(int64_t count, int64_t dims) {
     const int64_t bytes_per_point = (dims + 16) * 6 * static_cast<int64_t>(sizeof(T));
     int64_t block = Square::kSide;
-    while (block > 64 && (block * bytes_per_point > (13 << 18) || count < (block > 128 ? 16 : 8) * block))
-      block /= 2;
+    while (block > 64 && block * bytes_per_point > (13 << 18)) block /= 2;
+    while (block > 128 && count < 16 * block) block /= 2;
     while (block > Square::kPanel && count < 2 * block) block /= 2;
     return block < Square::kPanel ? Square::kPanel : block;
   }
