@@ -141,7 +141,7 @@ def _loss(name: str, *inputs: Any) -> Tensor:
     if torch.compiler.is_compiling() or not any(inputs[-3:]):
         result = getattr(_ops, name)(*inputs)[0]
     else:
-        result = _functions[name].apply(*inputs)  # type: ignore[no-untyped-call]
+        result = _functions[name].apply(*inputs)
     return result
 
 
@@ -358,10 +358,11 @@ class _DistanceMixture(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         output = _ops.distance_mixture(*inputs)
         _save_distance_mixture(ctx, inputs, output)
-        return output[0]  # type: ignore[no-any-return]
+        result: Tensor = output[0]
+        return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> Gradients:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None) -> Gradients:
         return _distance_mixture_backward(ctx, grad)
 
 
@@ -370,10 +371,11 @@ class _FocalWeighting(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         output = _ops.focal_weighting(*inputs)
         _save_focal_weighting(ctx, inputs, output)
-        return output[0]  # type: ignore[no-any-return]
+        result: Tensor = output[0]
+        return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> Gradients:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None) -> Gradients:
         return _focal_weighting_backward(ctx, grad)
 
 
