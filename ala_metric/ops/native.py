@@ -122,6 +122,8 @@ def positive_ranks(
 
 
 def _parameters(phi: Tensor) -> Tensor:
+    if phi.is_cuda:  # the kernels read it themselves, as doubles: nothing waits for its values
+        return phi.double().contiguous()
     return phi if phi.dtype in (torch.float32, torch.float64) else phi.float()
 
 
@@ -286,6 +288,16 @@ def _pairwise_distance_backward(ctx: Any, grad: Tensor) -> Gradients:
     return _as(grad_x, x, x_grad), _as(grad_y, y, y_grad)
 
 
+def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
+    """Unit gradients times the weight that all anchors share, on CUDA, where values are not looked at.
+
+    After ``sum()`` or ``mean()`` the gradient is one number, expanded; its strides say so.
+    """
+    if not grad.is_cuda or grad.ndim != 1 or grad.shape[0] == 0 or grad.stride(0) != 0:
+        return None
+    return tuple(unit * grad[0] for unit in units)
+
+
 def _save_distance_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     emb, labels, phi, ref_emb, ref_labels, *ctx.wanted = inputs
     _, *units = output
@@ -298,7 +310,7 @@ def _distance_mixture_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradi
     if grad is None:
         return (None,) * 8
     emb, labels, phi, ref_emb, ref_labels, *units = ctx.saved_tensors
-    gradients = _ops.distance_mixture_backward(
+    gradients = _scaled(grad, units) or _ops.distance_mixture_backward(
         grad.contiguous(), emb, labels, phi, ref_emb, ref_labels, *units
     )
     grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), ctx.wanted)
@@ -317,7 +329,7 @@ def _focal_weighting_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradie
     if grad is None:
         return (None,) * 9
     emb, labels, phi, ref_emb, ref_labels, *kept = ctx.saved_tensors
-    gradients = _ops.focal_weighting_backward(
+    gradients = _scaled(grad, kept[1:]) or _ops.focal_weighting_backward(
         grad.contiguous(), emb, labels, phi, ctx.offset, ref_emb, ref_labels, *kept
     )
     grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), ctx.wanted)

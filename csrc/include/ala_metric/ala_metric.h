@@ -42,7 +42,9 @@ typedef enum ala_status {
   ALA_OK = 0,
   ALA_INVALID_ARGUMENT = 1,    /* a size, stride, dtype, index or parameter; the message names it */
   ALA_WORKSPACE_TOO_SMALL = 2, /* fewer bytes than the size query asked for */
-  ALA_UNSUPPORTED_ISA = 3      /* ALA_METRIC_ISA names an unknown set, or one that this CPU lacks */
+  ALA_UNSUPPORTED_ISA = 3,     /* ALA_METRIC_ISA names an unknown set, or one that this CPU lacks */
+  ALA_NO_CUDA = 4,             /* cuda.h: the library was built without CUDA */
+  ALA_CUDA_FAILED = 5          /* cuda.h: the CUDA runtime reported an error; the message has its text */
 } ala_status;
 
 /* Filled when a status is not ALA_OK; every `error` parameter may be NULL. */
