@@ -31,7 +31,8 @@ template <int kDims, class Op>
 __global__ void __launch_bounds__(kTileThreads, 2)
     fused_kernel(Pairs<float> p, Op op, int64_t span, int32_t gradient, float* grad, Partials<float> out) {
   using F = FusedShared<kDims>;
-  constexpr int kChunks = F::kChunks, kOwn = kDims / 64;  // float4 of the gradient per row and thread
+  constexpr int kChunks = F::kChunks, kOwn = kDims / 64;      // float4 of the gradient per row and thread
+  [[maybe_unused]] constexpr int kAhead = kOwn == 1 ? 4 : 1;  // columns in flight; more would spill on Blackwell
   ALA_SHARED(memory);
   F& tile = *reinterpret_cast<F*>(memory);
   const int thread = static_cast<int>(threadIdx.x);
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     if constexpr (Op::kGradient) {
       const bool has_near = __syncthreads_or(any_near);  // G is complete
       if (gradient) {
-#pragma unroll 4
+#pragma unroll kAhead
         for (int j = 0; j < kTile; ++j) {
           const float4 g0 = *reinterpret_cast<const float4*>(tile.square + square_place(top, j));
           const float4 g1 = *reinterpret_cast<const float4*>(tile.square + square_place(top + 4, j));

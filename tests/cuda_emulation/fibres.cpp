@@ -1,6 +1,4 @@
 // The engine behind cuda_runtime.h: one block at a time, its threads as fibres or OS threads.
-#include <cuda_runtime.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -13,6 +11,9 @@
 #else
 #include <ucontext.h>
 #endif
+
+// Last: its macros are names inside the standard headers.
+#include <cuda_runtime.h>
 
 thread_local emulated_dim3 threadIdx, blockIdx, blockDim, gridDim;
 
