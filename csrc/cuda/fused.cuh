@@ -31,8 +31,9 @@ template <int kDims, class Op>
 __global__ void __launch_bounds__(kTileThreads, 2)
     fused_kernel(Pairs<float> p, Op op, int64_t span, int32_t gradient, float* grad, Partials<float> out) {
   using F = FusedShared<kDims>;
-  constexpr int kChunks = F::kChunks, kOwn = kDims / 64;      // float4 of the gradient per row and thread
-  [[maybe_unused]] constexpr int kAhead = kOwn == 1 ? 4 : 1;  // columns in flight; more would spill on Blackwell
+  constexpr int kChunks = F::kChunks, kOwn = kDims / 64;  // float4 of the gradient per row and thread
+  [[maybe_unused]] constexpr int kAhead =
+      kOwn == 1 ? 4 : 1;  // columns in flight; more would spill on Blackwell
   ALA_SHARED(memory);
   F& tile = *reinterpret_cast<F*>(memory);
   const int thread = static_cast<int>(threadIdx.x);
