@@ -36,7 +36,7 @@ def run(path: Path, *patterns: str, **environment: str) -> subprocess.CompletedP
         text=True,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        timeout=120,
+        timeout=280,
     )
 
 
@@ -194,7 +194,8 @@ def test_the_watchdog_names_who_waits(tmp_path: Path) -> None:
 
 SANITIZED = {
     "address": ["*-float32-67xNonex31-*", "*-float32-5x199x67-*", "*-float16-65x*", "near-mixture-1e-05-*"],
-    "thread": ["*-float32-67xNonex31-*", "near-mixture-0.001-*"],
+    # OS threads instead of fibres, a hundred times slower
+    "thread": ["mixture-float32-67xNonex31-*", "ranks-float32-67xNonex31-cosine0"],
 }
 
 
