@@ -1,0 +1,218 @@
+"""The rows of the study: what each trains, and which tasks it applies to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses as pml
+
+from .children import paper_with_children
+from .tasks import Problem, Task, joined
+from .trial import Trial, history_of, phi_of
+
+Given = Mapping[str, dict[str, Any]]
+Run = Callable[[Task, Problem, int, Given], dict[str, Any]]
+STATIC = 4  # draws: as many trainings as a race costs
+SURROGATE_SCALE = 10.0  # of the softmax over squared distances of unit vectors
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the tables.
+
+    Parameters
+    ----------
+    name
+        Used on the command line and in files.
+    title
+        For the tables.
+    run
+        Trains the cell of a task and seed.
+    needs
+        Rows of the same task and seed whose results it is given.
+    kind
+        ``"any"``, ``"mixture"``, ``"embedding"`` or ``"classification"``: tasks it applies to.
+    shared
+        The adaptive loss plays no part: tasks with the same data, network and batches share the cell.
+    """
+
+    name: str
+    title: str
+    run: Run
+    needs: tuple[str, ...] = ()
+    kind: str = "any"
+    shared: bool = False
+
+    def applies(self, task: Task) -> bool:
+        """Whether the task has this row."""
+        embeds = task.loss != "correlation"
+        return {
+            "any": True,
+            "mixture": task.loss == "mixture",
+            "embedding": embeds,
+            "classification": not embeds,
+        }[self.kind]
+
+    def owner(self, task: Task) -> str:
+        """Name of the task that trains the cell."""
+        return task.base if self.shared and task.base else task.name
+
+
+def fixed(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
+    """The loss as it comes."""
+    trial = Trial(task, problem, seed)
+    loss_fn = trial.adaptive()
+    trial.fit(loss_fn.loss)
+    return trial.outcome(1.0, phi=phi_of(loss_fn))
+
+
+def fixed_on_both(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
+    """The loss as it comes, trained on training and validation images."""
+    trial = Trial(task, problem, seed)
+    trial.fit(trial.adaptive().loss, images=joined(problem.train, problem.validation))
+    return trial.outcome(1.0)
+
+
+def scheme(mode: str) -> Run:
+    """A control that looks at no data: its validation passes only draw the curve and are not charged."""
+
+    def run(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
+        trial = Trial(task, problem, seed)
+        loss_fn = trial.adaptive(mode)
+        trial.fit(loss_fn)
+        return trial.outcome(1.0, phi=phi_of(loss_fn), history=history_of(loss_fn))
+
+    return run
+
+
+def prior_draws(task: Task, problem: Problem, seed: int, count: int) -> list[list[float]]:
+    """Random parameters from the prior that the race proposes from."""
+    from ala_metric.controller.proposals import prior_draw
+
+    loss = Trial(task, problem, seed).adaptive().loss
+    generator = torch.Generator().manual_seed(1000 + seed)
+    groups = getattr(loss, "phi_groups", ())
+    return [list(prior_draw(loss.phi_spec, groups, generator)) for _ in range(count)]
+
+
+def static(number: int) -> Run:
+    """One random draw that stays."""
+
+    def run(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
+        phi = prior_draws(task, problem, seed, number + 1)[number]
+        return at_phi(task, problem, seed, phi)
+
+    return run
+
+
+def at_phi(task: Task, problem: Problem, seed: int, phi: Any) -> dict[str, Any]:
+    """The loss with given parameters that stay."""
+    trial = Trial(task, problem, seed)
+    trial.fit(trial.adaptive(phi=phi).loss)
+    return trial.outcome(1.0, phi=list(phi))
+
+
+def retrained(source: str, which: str) -> Run:
+    """Another row's final or time-averaged parameters, static from the start."""
+
+    def run(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
+        return at_phi(task, problem, seed, given[source][which])
+
+    return run
+
+
+def published(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
+    """The paper's controller with one child."""
+    trial = Trial(task, problem, seed)
+    loss_fn = trial.adaptive("paper")
+    trial.fit(loss_fn)
+    batch = problem.batch_classes * problem.per_class
+    spent = 1.0 + trial.validation.seen / (3 * batch * task.steps)
+    return trial.outcome(spent, phi=phi_of(loss_fn), history=history_of(loss_fn))
+
+
+def children(count: int) -> Run:
+    """The paper's controller with several children; the best on validation is tested."""
+
+    def run(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
+        return paper_with_children(task, problem, seed, count)
+
+    return run
+
+
+def with_loss(make: Callable[[], Any], miner: str | None = "none") -> Run:
+    """A loss of pytorch-metric-learning with its defaults; ``miner=None`` is the task's."""
+
+    def run(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
+        trial = Trial(task, problem, seed, miner=miner)
+        loss_fn = make()
+        if parameters := list(loss_fn.parameters()):  # such as the learnt boundary of the margin loss
+            trial.optimizer.add_param_group({"params": parameters})
+        trial.fit(loss_fn)
+        return trial.outcome(1.0)
+
+    return run
+
+
+def inverse_frequency(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
+    """Cross-entropy with classes weighted by the inverse of their frequency."""
+    count = torch.bincount(problem.train.labels, minlength=problem.classes or 0).float()
+    trial = Trial(task, problem, seed)
+    trial.fit(torch.nn.CrossEntropyLoss(weight=count.mean() / count))
+    return trial.outcome(1.0)
+
+
+def framework(loss: Callable[[], Any], miner: str) -> Run:
+    """A loss and miner of Table 3."""
+    return with_loss(loss, miner)
+
+
+STATIC_NAMES = tuple(f"static-{number + 1}" for number in range(STATIC))
+PML = (
+    ("triplet", "PML Triplet", pml.TripletMarginLoss),
+    ("margin", "PML Margin", pml.MarginLoss),
+    ("multisimilarity", "PML MultiSimilarity", pml.MultiSimilarityLoss),
+    ("contrastive", "PML Contrastive", pml.ContrastiveLoss),
+    ("nca", "PML NCA", pml.NCALoss),
+)
+FRAMEWORKS = tuple(
+    Row(f"{name}-{miner}", f"{title}, {words} mining", framework(loss, miner), kind="embedding", shared=True)
+    for name, title, loss in (
+        ("triplet", "PML Triplet", pml.TripletMarginLoss),
+        ("margin", "PML Margin", pml.MarginLoss),
+    )
+    for miner, words in (("semihard", "semi-hard"), ("distance", "distance-weighted"))
+)
+ROWS: tuple[Row, ...] = (
+    Row("fixed", "fixed Φ", fixed),
+    Row("fixed-both", "fixed Φ on train + validation", fixed_on_both),
+    Row("uniform", "uniform Φ", scheme("uniform"), kind="mixture"),
+    Row("random-walk", "random walk Φ", scheme("random_walk")),
+    Row("random-cube", "random static Φ, whole cube", scheme("random_static"), kind="mixture"),
+    *(
+        Row(name, f"random static Φ, draw {number + 1}", static(number))
+        for number, name in enumerate(STATIC_NAMES)
+    ),
+    Row(
+        "surrogate",
+        f"the surrogate itself (NCA, scale {SURROGATE_SCALE:g})",
+        with_loss(lambda: pml.NCALoss(softmax_scale=SURROGATE_SCALE)),
+        kind="embedding",
+        shared=True,
+    ),
+    Row("cross-entropy", "cross-entropy", with_loss(torch.nn.CrossEntropyLoss), kind="classification"),
+    Row(
+        "surrogate-ce",
+        "the surrogate itself (inverse-frequency cross-entropy)",
+        inverse_frequency,
+        kind="classification",
+    ),
+    *(Row(name, title, with_loss(loss), kind="embedding", shared=True) for name, title, loss in PML),
+    *FRAMEWORKS,
+    Row("paper", "ALA as published, 1 child", published),
+    Row("paper-10", "ALA as published, 10 children", children(10)),
+)
+BY_NAME = {row.name: row for row in ROWS}
