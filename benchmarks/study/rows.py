@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from pytorch_metric_learning import losses as pml
 
-from .children import paper_with_children
+from ala_metric.controller.proposals import prior_draw
+
+from .races import guarded, paired, race
 from .tasks import Problem, Task, joined
 from .trial import Trial, history_of, phi_of
 
@@ -34,7 +36,7 @@ class Row:
     needs
         Rows of the same task and seed whose results it is given.
     kind
-        ``"any"``, ``"mixture"``, ``"embedding"`` or ``"classification"``: tasks it applies to.
+        ``"any"``, ``"mixture"``, ``"embedding"``, ``"classification"`` or ``"surrogate"``: tasks it applies to.
     shared
         The adaptive loss plays no part: tasks with the same data, network and batches share the cell.
     """
@@ -54,6 +56,7 @@ class Row:
             "mixture": task.loss == "mixture",
             "embedding": embeds,
             "classification": not embeds,
+            "surrogate": task.variant != "many",
         }[self.kind]
 
     def owner(self, task: Task) -> str:
@@ -90,8 +93,6 @@ def scheme(mode: str) -> Run:
 
 def prior_draws(task: Task, problem: Problem, seed: int, count: int) -> list[list[float]]:
     """Random parameters from the prior that the race proposes from."""
-    from ala_metric.controller.proposals import prior_draw
-
     loss = Trial(task, problem, seed).adaptive().loss
     generator = torch.Generator().manual_seed(1000 + seed)
     groups = getattr(loss, "phi_groups", ())
@@ -124,21 +125,16 @@ def retrained(source: str, which: str) -> Run:
     return run
 
 
-def published(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
-    """The paper's controller with one child."""
-    trial = Trial(task, problem, seed)
-    loss_fn = trial.adaptive("paper")
-    trial.fit(loss_fn)
-    batch = problem.batch_classes * problem.per_class
-    spent = 1.0 + trial.validation.seen / (3 * batch * task.steps)
-    return trial.outcome(spent, phi=phi_of(loss_fn), history=history_of(loss_fn))
-
-
-def children(count: int) -> Run:
-    """The paper's controller with several children; the best on validation is tested."""
+def published(children: int) -> Run:
+    """The paper's controller; of several children that share it the best on validation is tested."""
 
     def run(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
-        return paper_with_children(task, problem, seed, count)
+        trial = Trial(task, problem, seed)
+        loss_fn = trial.adaptive("paper")
+        result = trial.fit(loss_fn, mode="paper", children=children)
+        return trial.outcome(
+            result.compute.in_units_of(task.steps), phi=list(result.phi), history=history_of(loss_fn)
+        )
 
     return run
 
@@ -165,11 +161,6 @@ def inverse_frequency(task: Task, problem: Problem, seed: int, given: Given) -> 
     return trial.outcome(1.0)
 
 
-def framework(loss: Callable[[], Any], miner: str) -> Run:
-    """A loss and miner of Table 3."""
-    return with_loss(loss, miner)
-
-
 STATIC_NAMES = tuple(f"static-{number + 1}" for number in range(STATIC))
 PML = (
     ("triplet", "PML Triplet", pml.TripletMarginLoss),
@@ -179,7 +170,7 @@ PML = (
     ("nca", "PML NCA", pml.NCALoss),
 )
 FRAMEWORKS = tuple(
-    Row(f"{name}-{miner}", f"{title}, {words} mining", framework(loss, miner), kind="embedding", shared=True)
+    Row(f"{name}-{miner}", f"{title}, {words} mining", with_loss(loss, miner), kind="embedding", shared=True)
     for name, title, loss in (
         ("triplet", "PML Triplet", pml.TripletMarginLoss),
         ("margin", "PML Margin", pml.MarginLoss),
@@ -212,7 +203,17 @@ ROWS: tuple[Row, ...] = (
     ),
     *(Row(name, title, with_loss(loss), kind="embedding", shared=True) for name, title, loss in PML),
     *FRAMEWORKS,
-    Row("paper", "ALA as published, 1 child", published),
-    Row("paper-10", "ALA as published, 10 children", children(10)),
+    Row("paper", "ALA as published, 1 child", published(1)),
+    Row("paper-10", "ALA as published, 10 children", published(10)),
+    Row("paired", "paired forks (policy and random)", paired),
+    Row("guarded", "paired forks (hypergradient)", guarded, kind="surrogate"),
+    Row("halving", "static successive halving", race(copies=False, critic=False)),
+    Row("race-plain", "race, random copies", race(critic=False)),
+    Row("race-no-twins", "race + critic", race()),
+    Row("race-no-critic", "race + twins", race(critic=False, twins=True), kind="surrogate"),
+    Row("race", "race + critic + twins", race(twins=True)),
+    Row("race-2", "race + critic + twins, half the budget", race(twins=True, budget=2.0)),
+    Row("race-final", "the race's final Φ, static", retrained("race", "phi"), ("race",)),
+    Row("race-mean", "the race's time-averaged Φ, static", retrained("race", "phi_mean"), ("race",)),
 )
 BY_NAME = {row.name: row for row in ROWS}

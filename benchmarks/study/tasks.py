@@ -118,19 +118,6 @@ def tasks_of(name: str) -> list[Task]:
     ]
 
 
-class MeanClassLogProbability:
-    """Mean over the classes of the mean log-probability of their samples: a smooth balanced accuracy."""
-
-    name = "mean_class_log_probability"
-    higher_is_better = True
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> float:
-        """Evaluate on logits ``[N, C]`` and targets ``[N]``."""
-        found = outputs.double().log_softmax(1).gather(1, targets[:, None]).squeeze(1)
-        count = torch.bincount(targets)
-        return float((torch.bincount(targets, weights=found) / count)[count > 0].mean())
-
-
 class Evenly:
     """A data set whose batches follow its own class distribution.
 
@@ -326,7 +313,7 @@ def _digits(task: Task, seed: int) -> Problem:
         test=splits.test,
         network=lambda: _perceptron(64, 64, DIGITS),
         paper_metric=metrics.BalancedError(),
-        metric=MeanClassLogProbability(),
+        metric=training.MeanLogProbability(),
         measure=_classification,
         higher_is_better=False,
         batch_classes=EPOCH_GROUPS,
@@ -356,7 +343,7 @@ def _from_files(task: Task, root: Path | None) -> Problem:
     paper: Any = judge
     measure: Callable[[Tensor, Tensor], dict[str, float]] = _retrieval
     if kind == "classification":
-        judge, paper, measure = MeanClassLogProbability(), metrics.ClassificationError(), _classification
+        judge, paper, measure = training.MeanLogProbability(), metrics.ClassificationError(), _classification
     elif kind == "verification":
         judge = paper = metrics.VerificationAccuracy(
             splits.validation_pairs, splits.validation_folds, distance="cosine"

@@ -12,11 +12,11 @@ from torch import nn
 from ala_metric import ALALoss, training
 from ala_metric.cli import experiment
 from ala_metric.data import ImageSet
+from ala_metric.training.meter import FORWARD_SHARE
 
 from .tasks import Problem, Task, make_loss, make_miner
 
 LEARNING_RATE = 3e-3
-FORWARD = 1 / 3  # of a training step on the same images: the backward pass costs two forward passes
 
 
 def embed(model: nn.Module, images: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,15 +28,13 @@ def embed(model: nn.Module, images: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass
 class Passes:
-    """Embeds the validation set and counts the images."""
+    """Embeds the validation set."""
 
     model: nn.Module
     images: Any
-    seen: int = 0
 
     def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs and labels of the validation set."""
-        self.seen += len(self.images)
         return embed(self.model, self.images)
 
 
@@ -87,7 +85,7 @@ class Trial:
     def pass_cost(self) -> float:
         """One pass over the validation set, in trainings."""
         batch = self.problem.batch_classes * self.problem.per_class
-        return FORWARD * len(self.problem.validation) / (batch * self.task.steps)
+        return FORWARD_SHARE * len(self.problem.validation) / (batch * self.task.steps)
 
     def score(self) -> float:
         """The validation metric now, higher is better."""
@@ -110,6 +108,13 @@ def phi_of(loss_fn: Any) -> list[float]:
     loss = loss_fn.loss
     values = loss.phi if loss.phi.numel() == len(loss.phi_spec) else loss.phi_vector
     return [float(value) for value in values.flatten()]
+
+
+def mean_phi(phi_history: Any, steps: int) -> list[float]:
+    """Parameters averaged over the steps that were trained with them."""
+    ends = [*(start for start, _ in phi_history[1:]), steps]
+    weighed = [(end - start, phi) for (start, phi), end in zip(phi_history, ends)]
+    return [sum(share * phi[i] for share, phi in weighed) / steps for i in range(len(weighed[0][1]))]
 
 
 def history_of(loss_fn: ALALoss) -> list[dict[str, Any]]:
