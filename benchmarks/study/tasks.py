@@ -66,7 +66,14 @@ class Task:
 
 BUILT_IN = (
     Task("glyphs-allpairs", "glyphs", "mixture", "none", "glyphs, distance mixture, all pairs"),
-    Task("glyphs-semihard", "glyphs", "mixture", "semihard", "glyphs, distance mixture, semi-hard triplets"),
+    Task(
+        "glyphs-semihard",
+        "glyphs",
+        "mixture",
+        "semihard",
+        "glyphs, distance mixture, semi-hard triplets",
+        base="glyphs-allpairs",
+    ),
     Task(
         "glyphs-focal",
         "glyphs",
@@ -99,7 +106,7 @@ BUILT_IN = (
         "mixture",
         "distance",
         "glyphs, distance mixture, distance-weighted triplets",
-        base="glyphs-semihard",
+        base="glyphs-allpairs",
     ),
 )
 
@@ -113,7 +120,7 @@ def tasks_of(name: str) -> list[Task]:
     base = f"{name}-allpairs"
     return [
         Task(base, name, "mixture", "none", f"{name}, distance mixture, all pairs"),
-        Task(f"{name}-semihard", name, "mixture", "semihard", f"{name}, distance mixture, semi-hard"),
+        Task(f"{name}-semihard", name, "mixture", "semihard", f"{name}, distance mixture, semi-hard", base=base),
         Task(f"{name}-focal", name, "focal", "none", f"{name}, focal from (1, 1)", (1.0, 1.0), base),
     ]
 
