@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from pytorch_metric_learning import losses as pml
 
-from ala_metric.controller.proposals import prior_draw
-
 from .races import guarded, paired, race
+from .ranks import ranks
 from .tasks import Problem, Task, joined
-from .trial import Trial, history_of, phi_of
+from .trial import Trial, history_of, phi_of, prior_draws
 
 Given = Mapping[str, dict[str, Any]]
 Run = Callable[[Task, Problem, int, Given], dict[str, Any]]
@@ -89,14 +88,6 @@ def scheme(mode: str) -> Run:
         return trial.outcome(1.0, phi=phi_of(loss_fn), history=history_of(loss_fn))
 
     return run
-
-
-def prior_draws(task: Task, problem: Problem, seed: int, count: int) -> list[list[float]]:
-    """Random parameters from the prior that the race proposes from."""
-    loss = Trial(task, problem, seed).adaptive().loss
-    generator = torch.Generator().manual_seed(1000 + seed)
-    groups = getattr(loss, "phi_groups", ())
-    return [list(prior_draw(loss.phi_spec, groups, generator)) for _ in range(count)]
 
 
 def static(number: int) -> Run:
@@ -216,4 +207,5 @@ ROWS: tuple[Row, ...] = (
     Row("race-final", "the race's final Φ, static", retrained("race", "phi"), ("race",)),
     Row("race-mean", "the race's time-averaged Φ, static", retrained("race", "phi_mean"), ("race",)),
 )
-BY_NAME = {row.name: row for row in ROWS}
+EXTRA: tuple[Row, ...] = (Row("ranks", "30 static draws, scored on the way", ranks),)
+BY_NAME = {row.name: row for row in (*ROWS, *EXTRA)}

@@ -11,6 +11,7 @@ from torch import nn
 
 from ala_metric import ALALoss, training
 from ala_metric.cli import experiment
+from ala_metric.controller.proposals import prior_draw
 from ala_metric.data import ImageSet
 from ala_metric.training.meter import FORWARD_SHARE
 
@@ -108,6 +109,14 @@ def phi_of(loss_fn: Any) -> list[float]:
     loss = loss_fn.loss
     values = loss.phi if loss.phi.numel() == len(loss.phi_spec) else loss.phi_vector
     return [float(value) for value in values.flatten()]
+
+
+def prior_draws(task: Task, problem: Problem, seed: int, count: int) -> list[list[float]]:
+    """Random parameters from the prior that the race proposes from."""
+    loss = Trial(task, problem, seed).adaptive().loss
+    generator = torch.Generator().manual_seed(1000 + seed)
+    groups = getattr(loss, "phi_groups", ())
+    return [list(prior_draw(loss.phi_spec, groups, generator)) for _ in range(count)]
 
 
 def mean_phi(phi_history: Any, steps: int) -> list[float]:
