@@ -24,6 +24,16 @@ def main(argv: list[str]) -> int:
 
         return draw(options.figure, options.out, options.seed)
     seeds = range(options.seed, options.seed + options.seeds)
+    if options.overhead:
+        from .overhead import overhead
+
+        overhead(options.out)
+        return 0
+    if options.diagnose:
+        from .diagnosis import diagnose
+
+        diagnose(tasks, seeds, options.out, options.workers, options.steps)
+        return 0
     rows = [BY_NAME[name] for name in options.rows] if options.rows else list(ROWS)
     path = options.out / "cells.jsonl"
     if not options.tables_only:
@@ -64,4 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tables-only", action="store_true", help="train nothing, write from what is there")
     parser.add_argument("--no-plots", action="store_true")
     parser.add_argument("--figure", type=int, choices=(1, 3, 4, 5), help="a figure of the paper instead")
+    parser.add_argument("--diagnose", action="store_true", help="what the published reward says about actions")
+    parser.add_argument("--overhead", action="store_true", help="what the published controller costs")
     return parser

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pytorch_metric_learning import losses as pml
 
+from .effects import effects
 from .races import guarded, paired, race
 from .ranks import ranks
 from .tasks import Problem, Task, joined
@@ -16,6 +17,7 @@ from .trial import Trial, history_of, phi_of, prior_draws
 
 Given = Mapping[str, dict[str, Any]]
 Run = Callable[[Task, Problem, int, Given], dict[str, Any]]
+INTERVALS = (10, 40, 200)  # K of the diagnosis
 STATIC = 4  # draws: as many trainings as a race costs
 SURROGATE_SCALE = 10.0  # of the softmax over squared distances of unit vectors
 
@@ -116,12 +118,12 @@ def retrained(source: str, which: str) -> Run:
     return run
 
 
-def published(children: int) -> Run:
+def published(children: int = 1, every: int | None = None) -> Run:
     """The paper's controller; of several children that share it the best on validation is tested."""
 
     def run(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
         trial = Trial(task, problem, seed)
-        loss_fn = trial.adaptive("paper")
+        loss_fn = trial.adaptive("paper", **({} if every is None else {"every": every}))
         result = trial.fit(loss_fn, mode="paper", children=children)
         return trial.outcome(
             result.compute.in_units_of(task.steps), phi=list(result.phi), history=history_of(loss_fn)
@@ -207,5 +209,12 @@ ROWS: tuple[Row, ...] = (
     Row("race-final", "the race's final Φ, static", retrained("race", "phi"), ("race",)),
     Row("race-mean", "the race's time-averaged Φ, static", retrained("race", "phi_mean"), ("race",)),
 )
-EXTRA: tuple[Row, ...] = (Row("ranks", "30 static draws, scored on the way", ranks),)
+EXTRA: tuple[Row, ...] = (
+    Row("ranks", "30 static draws, scored on the way", ranks),
+    *(
+        Row(f"paper-every-{every}", f"ALA as published, K = {every}", published(every=every))
+        for every in INTERVALS
+    ),
+    *(Row(f"effects-{every}", f"effects of actions, K = {every}", effects(every)) for every in INTERVALS),
+)
 BY_NAME = {row.name: row for row in (*ROWS, *EXTRA)}
