@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     if options.figure:
         from .figures import draw
 
-        return draw(options.figure, options.out, options.seed)
+        return draw(options.figure, options.out, range(options.seed, options.seed + options.seeds))
     seeds = range(options.seed, options.seed + options.seeds)
     if options.overhead:
         from .overhead import overhead

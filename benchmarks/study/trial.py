@@ -63,8 +63,14 @@ class Trial:
         if phi is not None:
             loss.set_phi(torch.tensor(phi))
         metric = self.problem.paper_metric if mode == "paper" else self.problem.metric
-        options = {"every": self.task.every, "seed": self.seed} | options
-        return ALALoss(loss, metric, self.validation, self.task.steps, mode=mode, **options)
+        options = {
+            "metric": metric,
+            "validate": self.validation,
+            "total_steps": self.task.steps,
+            "every": self.task.every,
+            "seed": self.seed,
+        } | options
+        return ALALoss(loss, mode=mode, **options)
 
     def fit(self, loss_fn: Any, images: Any = None, **options: Any) -> training.FitResult:
         """Train to the end."""
