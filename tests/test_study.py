@@ -113,11 +113,15 @@ def test_markdown_says_what_was_compared() -> None:
     task = TASKS["digits-clean"]
     cells = {
         (task.name, row, seed): cell(row, seed, error + seed, 0.0)
-        for row, error in (("fixed", 10.0), ("paper", 11.0))
+        for row, error in (("fixed", 10.0), ("paper", 11.0), ("race", 8.0))
         for seed in range(5)
     }
     text = tables.markdown([task], {task.name: tables.lines_of(cells, task, range(5))}, cells)
-    assert "| digits-clean | ALA as published, 1 child | fixed Φ | −1.0 [−1.0, −1.0] | 0.062 | 0.062 | 5 |" in text
+    assert "| paper − fixed | −1.0 [−1.0, −1.0] |" in text
+    assert "| ALA as published, 1 child | 13.0 | 87.0 | 1.00 | −1.0 [−1.0, −1.0] | 0.062 | 5 |" in text
+    assert "Primary" not in text  # no claim is about this task
+    text = tables.primary_table({"glyphs-focal": tables.lines_of(cells, task, range(5))})
+    assert "| glyphs-focal | race | fixed | +2.0 [+2.0, +2.0] | 0.062 | 0.062 | 5 |" in text
     assert "| fixed Φ | 12.0 | 88.0 | 1.00 |  |  | 5 |" in text
     assert "balanced error: lower is better" in text
 

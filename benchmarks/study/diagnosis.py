@@ -148,7 +148,7 @@ def share_of_full_entropy(history: Sequence[Any]) -> tuple[float, float]:
 
 def percent(share: float) -> str:
     """A share in percent; an unbiased estimate of a small one may be negative."""
-    return f"{100 * share:.0f} %".replace("-", "−")
+    return f"{100 * share + 0.0:.1f} %".replace("-0.0", "0.0").replace("-", "−")
 
 
 def draw(cells: dict[Key, dict[str, Any]], tasks: Sequence[Task], seeds: Sequence[int], path: Path) -> None:
