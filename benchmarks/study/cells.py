@@ -77,7 +77,10 @@ def run_cells(
     os.environ["OMP_NUM_THREADS"] = "1"
     _end_line(path)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool, path.open("a", encoding="utf-8") as file:
+    with (
+        ProcessPoolExecutor(workers, context, _start_worker) as pool,
+        path.open("a", encoding="utf-8") as file,
+    ):
         running: dict[Future[dict[str, Any]], Key] = {}
         try:
             while waiting or running:

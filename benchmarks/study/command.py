@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tables-only", action="store_true", help="train nothing, write from what is there")
     parser.add_argument("--no-plots", action="store_true")
     parser.add_argument("--figure", type=int, choices=(1, 3, 4, 5), help="a figure of the paper instead")
-    parser.add_argument("--diagnose", action="store_true", help="what the published reward says about actions")
+    parser.add_argument(
+        "--diagnose", action="store_true", help="what the published reward says about actions"
+    )
     parser.add_argument("--overhead", action="store_true", help="what the published controller costs")
     return parser

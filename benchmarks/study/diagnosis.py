@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ala_metric.cli.figures import ADAPTIVE, FAINT, FIXED, INK, new_figure, save
 
-from .cells import Key, load_cells, run_cells
+from .cells import Key, run_cells
 from .effects import CHECKPOINTS
 from .rows import BY_NAME, INTERVALS
 from .tables import table
@@ -114,7 +114,7 @@ def paired(values: NDArray[np.float64]) -> float:
 
 
 def _error(values: NDArray[np.float64]) -> tuple[float, int]:
-    """Sum of squares that neither action nor batches explain within a checkpoint, and its degrees of freedom."""
+    """Sum of squares within checkpoints that neither action nor batches explain; its degrees of freedom."""
     centre = values.mean((1, 2), keepdims=True)
     rest = values - values.mean(1, keepdims=True) - values.mean(2, keepdims=True) + centre
     checkpoints, streams, actions = values.shape
@@ -157,7 +157,9 @@ def draw(cells: dict[Key, dict[str, Any]], tasks: Sequence[Task], seeds: Sequenc
     for row, task in zip(figure.subplots(len(tasks), 3, squeeze=False), tasks):
         for every, color in zip(INTERVALS, (ADAPTIVE, FIXED, INK)):
             histories = [cells[task.name, f"paper-every-{every}", seed]["history"] for seed in seeds]
-            row[0].plot(range(1, 5), quarter_shares(histories, task.steps), "o-", color=color, label=f"K = {every}")
+            row[0].plot(
+                range(1, 5), quarter_shares(histories, task.steps), "o-", color=color, label=f"K = {every}"
+            )
             for history in histories:
                 steps = [record["step"] for record in history]
                 values = [record["entropy"] / math.log(3) for record in history]

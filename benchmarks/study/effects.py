@@ -1,4 +1,4 @@
-"""How much of a reward is the action's doing: the same action on other batches, other actions on the same ones."""
+"""How much of a reward is the action's doing: one action on other batches, other actions on the same ones."""
 
 from __future__ import annotations
 

@@ -109,7 +109,13 @@ def _first(seeds: Sequence[int]) -> Any:
         _mean_curves(other, runs, name, name, ADAPTIVE)
     quarter = len(runs[0]["step"]) // 4
     rows = [
-        (name, *(f"{fmean(run[name][place] for run in runs):.3f}" for place in (quarter - 1, 2 * quarter - 1, -1)))
+        (
+            name,
+            *(
+                f"{fmean(run[name][place] for run in runs):.3f}"
+                for place in (quarter - 1, 2 * quarter - 1, -1)
+            ),
+        )
         for name in ("train loss", "test error", "test AUCPR")
     ]
     return figure, ("digits 10:1, fixed loss", "a quarter of the run", "half", "end"), rows
@@ -228,7 +234,9 @@ def _fifth(seeds: Sequence[int]) -> Any:
             runs = [curves(task, seed, reward) for seed in seeds]
             for panel, column in zip(panels, ("validation loss", quantity)):
                 _mean_curves(panel, runs, column, f"{name}, {label}", color)
-            ends = (f"{fmean(run[column][-1] for run in runs):.3f}" for column in ("validation loss", quantity))
+            ends = (
+                f"{fmean(run[column][-1] for run in runs):.3f}" for column in ("validation loss", quantity)
+            )
             rows.append((f"{name}, {label}", *ends, quantity))
         panels[0].legend(fontsize=7, frameon=False)
     return figure, ("end of the run", "validation loss", "test metric", "which"), rows

@@ -1,4 +1,4 @@
-"""``--overhead``: what the published controller costs beside the fixed loss, by the meter and by the clock."""
+"""``--overhead``: what the published controller costs beside the fixed loss, by meter and by clock."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Row:
     needs
         Rows of the same task and seed whose results it is given.
     kind
-        ``"any"``, ``"mixture"``, ``"embedding"``, ``"classification"`` or ``"surrogate"``: tasks it applies to.
+        Tasks it applies to: ``"any"``, ``"mixture"``, ``"embedding"``, ``"classification"`` or ``"surrogate"``.
     shared
         The adaptive loss plays no part: tasks with the same data, network and batches share the cell.
     """

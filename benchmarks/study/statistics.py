@@ -29,7 +29,9 @@ def compare(differences: Sequence[float]) -> Comparison:
     return Comparison(float(np.mean(differences)), low, high, sign_flip_p(differences), len(differences))
 
 
-def interval(differences: Sequence[float], level: float = 0.95, resamples: int = 9_999) -> tuple[float, float]:
+def interval(
+    differences: Sequence[float], level: float = 0.95, resamples: int = 9_999
+) -> tuple[float, float]:
     """BCa interval of the mean (Efron, JASA 1987); a point where all differences are equal."""
     from scipy import stats
 
@@ -48,7 +50,7 @@ def interval(differences: Sequence[float], level: float = 0.95, resamples: int =
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Share of sign patterns whose mean is at least as far from 0 as the one seen; all patterns if feasible."""
+    """Share of the sign patterns whose mean is at least as far from 0 as the one seen."""
     values = np.asarray(differences, dtype=np.float64)
     if len(values) == 0:
         return 1.0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from .cells import Key, load_cells, of_task
-from .rows import ROWS, STATIC_NAMES, Row
+from .rows import ROWS, STATIC_NAMES
 from .statistics import Comparison, compare, holm
 from .tasks import Task
 
@@ -203,5 +202,3 @@ def _points(found: Comparison) -> str:
 
 def _p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.0095 else f"{p:.4f}"
-
-

@@ -120,7 +120,9 @@ def tasks_of(name: str) -> list[Task]:
     base = f"{name}-allpairs"
     return [
         Task(base, name, "mixture", "none", f"{name}, distance mixture, all pairs"),
-        Task(f"{name}-semihard", name, "mixture", "semihard", f"{name}, distance mixture, semi-hard", base=base),
+        Task(
+            f"{name}-semihard", name, "mixture", "semihard", f"{name}, distance mixture, semi-hard", base=base
+        ),
         Task(f"{name}-focal", name, "focal", "none", f"{name}, focal from (1, 1)", (1.0, 1.0), base),
     ]
 
@@ -128,8 +130,8 @@ def tasks_of(name: str) -> list[Task]:
 class Evenly:
     """A data set whose batches follow its own class distribution.
 
-    ``fit`` balances its batches over ``labels``. Here these are groups that the images were dealt to at random,
-    as many as a batch has images: one image of each group is a stratified draw from the whole set.
+    ``fit`` balances its batches over ``labels``. Here these are groups that the images were dealt to at
+    random, as many as a batch has images: one image of each group is a stratified draw from the whole set.
     """
 
     def __init__(self, images: Any, groups: int, seed: int) -> None:
