@@ -37,7 +37,7 @@ class Row:
     needs
         Rows of the same task and seed whose results it is given.
     kind
-        Tasks it applies to: ``"any"``, ``"mixture"``, ``"embedding"``, ``"classification"`` or ``"surrogate"``.
+        Tasks it applies to: ``"any"``, ``"mixture"``, ``"embedding"``, ``"classification"``, ``"surrogate"``.
     shared
         The adaptive loss plays no part: tasks with the same data, network and batches share the cell.
     """
