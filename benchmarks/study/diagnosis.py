@@ -52,7 +52,7 @@ def summary(cells: dict[Key, dict[str, Any]], task: Task, seeds: Sequence[int]) 
         gains = gains_of(cells, task, every, seeds)
         up = quarter_shares(histories, task.steps)
         entropy = [share_of_full_entropy(history) for history in histories]
-        ratio = fmean(np.abs(gains - gains[..., :1])[..., 1:].mean(axis=(1, 2)) / spread(gains))
+        smooth = gains_of(cells, task, every, seeds, "smooth_gains")
         rows.append(
             (
                 str(every),
@@ -62,7 +62,8 @@ def summary(cells: dict[Key, dict[str, Any]], task: Task, seeds: Sequence[int]) 
                 percent(pooled(np.sign(gains)).action),
                 percent(pooled(gains).action),
                 percent(paired(gains)),
-                f"{ratio:.2f}",
+                f"{effect_to_spread(gains):.2f}",
+                percent(paired(smooth)),
             )
         )
     head = (
@@ -74,15 +75,16 @@ def summary(cells: dict[Key, dict[str, Any]], task: Task, seeds: Sequence[int]) 
         "gain: action's share",
         "paired gain: action's share",
         "effect of an action / spread over batches",
+        "paired gain of the smooth metric: action's share",
     )
     return f"## {task.title}\n\nT = {task.steps}, {len(seeds)} seeds.\n\n" + table(head, rows)
 
 
 def gains_of(
-    cells: dict[Key, dict[str, Any]], task: Task, every: int, seeds: Sequence[int]
+    cells: dict[Key, dict[str, Any]], task: Task, every: int, seeds: Sequence[int], which: str = "gains"
 ) -> NDArray[np.float64]:
     """``[checkpoints of all seeds, stream, action]``."""
-    found = [np.array(cells[task.name, f"effects-{every}", seed]["gains"]) for seed in seeds]
+    found = [np.array(cells[task.name, f"effects-{every}", seed][which]) for seed in seeds]
     return np.concatenate(found)
 
 
@@ -121,9 +123,10 @@ def _error(values: NDArray[np.float64]) -> tuple[float, int]:
     return float((rest**2).sum()), checkpoints * (streams - 1) * (actions - 1)
 
 
-def spread(gains: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard deviation over batches of the gain without an action, per checkpoint."""
-    return np.maximum(gains[..., 0].std(axis=1, ddof=1), 1e-12)
+def effect_to_spread(gains: NDArray[np.float64]) -> float:
+    """Mean size of an action's effect on the same batches, over the spread that other batches make."""
+    effect = np.abs(gains[..., 1:] - gains[..., :1]).mean()
+    return float(effect / gains[..., 0].std(axis=1, ddof=1).mean())
 
 
 def quarter_shares(histories: Sequence[Any], steps: int) -> list[float]:

@@ -23,7 +23,7 @@ BETA = 0.1
 
 
 def effects(every: int) -> Any:
-    """Gains of the metric over K iterations, ``[checkpoint][stream][action]``, and the actions' sizes."""
+    """Gains over K iterations, ``[checkpoint][stream][action]``, of the paper's metric and the smooth one."""
 
     def run(task: Task, problem: Problem, seed: int, given: Any) -> dict[str, Any]:
         trial = Trial(task, problem, seed)
@@ -31,36 +31,39 @@ def effects(every: int) -> Any:
         parts = Parts(trial.model, loss, trial.optimizer, miner=make_miner(task.miner))
         generator = torch.Generator().manual_seed(seed)
         phi = read_phi(loss)
-        done, gains = 0, []
+        done, gains, smooth = 0, [], []
+        rough, fine = problem.paper_metric, problem.metric
         for share in CHECKPOINTS:
             target = round(share * task.steps)
             _train(parts, trial, seed, done, target)
             done = target
             start = parts.snapshot()
-            before = _score(trial)
+            before = _scores(trial, rough, fine)
             moved = [phi] + [_random_action(loss, phi, generator) for _ in range(ACTIONS - 1)]
-            table = []
+            table: list[list[tuple[float, float]]] = []
             for stream in range(STREAMS):
                 row = []
                 for values in moved:
                     parts.restore(start)
                     write_phi(loss, values)
                     _train(parts, trial, 1000 + STREAMS * seed + stream, done, done + every)
-                    row.append(_score(trial) - before)
+                    after = _scores(trial, rough, fine)
+                    row.append((after[0] - before[0], after[1] - before[1]))
                 table.append(row)
             parts.restore(start)
             write_phi(loss, phi)
-            gains.append(table)
-        return trial.outcome(1.0, gains=gains)
+            gains.append([[gain for gain, _ in row] for row in table])
+            smooth.append([[gain for _, gain in row] for row in table])
+        return trial.outcome(1.0, gains=gains, smooth_gains=smooth)
 
     return run
 
 
-def _score(trial: Trial) -> float:
-    """The metric as the published controller sees it, higher is better."""
-    metric = trial.problem.paper_metric
-    value = float(metric(*trial.validation()))
-    return value if metric.higher_is_better else -value
+def _scores(trial: Trial, *judges: Any) -> tuple[float, ...]:
+    """Each metric on the validation set, higher is better."""
+    outputs = trial.validation()
+    values = [float(metric(*outputs)) for metric in judges]
+    return tuple(value if metric.higher_is_better else -value for value, metric in zip(values, judges))
 
 
 def _random_action(loss: Any, phi: list[float], generator: torch.Generator) -> list[float]:
