@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 
 from ala_metric import classification, data, losses, metrics, training
 from ala_metric._pml import TripletMarginMiner
 from ala_metric.cli.experiment import SEMIHARD_MARGIN, load_data
-from ala_metric.cli.tasks import task_of
+from ala_metric.cli.tasks import retrieval, task_of
 from ala_metric.data import ImageSet
 
 SIDE = 14  # pixels of the glyphs, averaged from 28
@@ -148,7 +149,9 @@ class Evenly:
 
     def __getitems__(self, indices: list[int]) -> Any:
         """Items of one batch."""
-        return self.images.__getitems__(indices)
+        if hasattr(self.images, "__getitems__"):
+            return self.images.__getitems__(indices)
+        return [self.images[index] for index in indices]
 
 
 @dataclass(frozen=True)
@@ -236,17 +239,27 @@ def _smaller(images: ImageSet, count: int | None = None) -> ImageSet:
     return ImageSet(pixels, images.labels[:count], images.name)
 
 
-def joined(first: Any, second: Any) -> ImageSet:
+class Joined(ConcatDataset[Any]):
+    """Image files of two sets, with their labels."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(parts)
+        self.labels = torch.cat([part.labels for part in parts])
+
+
+def joined(first: Any, second: Any) -> Any:
     """Training and validation images in one set."""
+    if not isinstance(first, ImageSet):
+        return Joined(first, second)
     return ImageSet(
         torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels]), first.name
     )
 
 
 def _retrieval(outputs: Tensor, labels: Tensor) -> dict[str, float]:
-    found = metrics.retrieval(outputs, labels, k=(1, 10, 100), distance="cosine")
-    columns = {f"Recall@{k}": 100 * value for k, value in found.recall_at_k.items()}
-    return columns | {"MAP@R": 100 * found.map_at_r}
+    found = retrieval(outputs, labels)
+    columns = {f"Recall@{k}": 100 * value for k, value in found["recall_at_k"].items()}
+    return columns | {"MAP@R": 100 * found["map_at_r"]}
 
 
 def _classification(outputs: Tensor, labels: Tensor) -> dict[str, float]:
