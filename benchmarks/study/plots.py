@@ -13,7 +13,7 @@ from ala_metric.cli.figures import ADAPTIVE, FAINT, FIXED, INK, new_figure, save
 
 from .cells import Key, load_cells
 from .ranks import SHARES
-from .tables import LOWER_IS_BETTER, lines_of, metric_of
+from .tables import BASELINE, LOWER_IS_BETTER, lines_of, metric_of
 from .tasks import Task
 
 SHOWN = ("paper", "paired", "race")
@@ -135,7 +135,8 @@ def compute_and_quality(
     cells: dict[Key, dict[str, Any]], tasks: Sequence[Task], seeds: Sequence[int], path: Path
 ) -> None:
     """The first metric of the main rows over their compute, one panel per task."""
-    shown = [(task, lines) for task in tasks if (lines := lines_of(cells, task, seeds))]
+    found = [(task, lines_of(cells, task, seeds)) for task in tasks]
+    shown = [(task, lines) for task, lines in found if any(name == BASELINE for name, *_ in lines)]
     if not shown:
         return
     figure: Any = new_figure(10, 2.7 * -(-len(shown) // 3))

@@ -48,6 +48,7 @@ def write_tables(path: Path, tasks: Sequence[Task], seeds: Iterable[int], out: P
     """Write ``study.csv``, every seed's values, and ``study.md``."""
     cells, seeds = load_cells(path), list(seeds)
     lines = {task.name: lines_of(cells, task, seeds) for task in tasks}
+    lines = {name: rows for name, rows in lines.items() if any(row[0] == BASELINE for row in rows)}
     write_csv(out / "study.csv", lines)
     text = markdown(tasks, lines, cells)
     (out / "study.md").write_text(text, encoding="utf-8")
@@ -130,7 +131,7 @@ def markdown(tasks: Sequence[Task], lines: dict[str, list[Line]], cells: dict[Ke
         f"({wall / 60:.0f} minutes of wall-clock time added up over the cells).",
         primary_table(lines),
         secondary_table(lines),
-        *(task_table(task, lines[task.name]) for task in tasks if lines[task.name]),
+        *(task_table(task, lines[task.name]) for task in tasks if task.name in lines),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
