@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ala_metric.cli.figures import ADAPTIVE, FAINT, FIXED, INK, new_figure, save
 
 from .cells import Key, run_cells
-from .effects import CHECKPOINTS
+from .effects import CHECKPOINTS, STREAMS
 from .rows import BY_NAME, INTERVALS
 from .tables import table
 from .tasks import Task
@@ -170,7 +170,7 @@ def draw(cells: dict[Key, dict[str, Any]], tasks: Sequence[Task], seeds: Sequenc
         gains = gains_of(cells, task, INTERVALS[0], seeds)[: len(CHECKPOINTS)]
         for place, table_of in enumerate(gains):
             for stream, values in enumerate(table_of):
-                x = place + 0.15 * (stream - 1.5)
+                x = place + 0.15 * (stream - (STREAMS - 1) / 2)
                 row[2].plot([x] * len(values), values, ".", color=ADAPTIVE, markersize=4)
                 row[2].plot([x], values[:1], "_", color=INK, markersize=8)
         row[0].set_ylim(0, 1.05)
@@ -182,7 +182,7 @@ def draw(cells: dict[Key, dict[str, Any]], tasks: Sequence[Task], seeds: Sequenc
         row[1].set_xlabel("training step", fontsize=8)
         row[1].set_ylabel("entropy / ln 3", fontsize=8)
         row[2].set_xticks(range(len(CHECKPOINTS)), [f"{share:.0%}" for share in CHECKPOINTS], fontsize=8)
-        row[2].set_xlabel(f"place in the run, K = {INTERVALS[0]}: 4 batch streams", fontsize=8)
+        row[2].set_xlabel(f"place in the run, K = {INTERVALS[0]}: {STREAMS} batch streams", fontsize=8)
         row[2].set_ylabel("gain over K iterations", fontsize=8)
         row[0].set_title(task.name, loc="left", fontsize=9, color=INK)
     save(figure, path)
