@@ -11,6 +11,7 @@ BENCHMARKS = {
     "gpu": "CUDA kernels against cuBLAS, PyTorch and its compiler, pytorch-metric-learning (see gpu.sh)",
     "kernels": "fused pair losses against torch.compile, dense PyTorch and pytorch-metric-learning",
     "ptxas": "registers, spills and shared memory of the CUDA kernels, from the compiler",
+    "study": "adaptive losses against every control at equal compute",
 }
 
 

@@ -185,6 +185,17 @@ def test_a_peak_is_found() -> None:
     assert predicted[candidates.index(best)] > np.quantile(predicted, 0.97)
 
 
+def test_more_features_than_observations() -> None:
+    spec = tuple(PhiSpec(f"w_{i}", 0.05, 1.0) for i in range(40))
+    critic = Critic(spec)  # 81 features
+    generator = torch.Generator().manual_seed(0)
+    for rows in (20, 10, 6, 4, 2):  # the rungs of a race: old rewards decay faster than new ones come
+        phis = [prior_draw(spec, (), generator) for _ in range(rows)]
+        critic.observe(phis, relative_rewards([sum(phi) for phi in phis]))
+        assert 0.0 < critic.noise < 1.0
+    assert critic.choose(phis, generator) in (0, 1)
+
+
 def test_a_critic_resumes_bit_for_bit_and_refuses_another_task() -> None:
     critic, twin = Critic(SPEC), Critic(SPEC)
     critic.observe(draws(6), [0.1, -1.0, 2.0, 0.0, 0.3, -0.4])

@@ -128,7 +128,8 @@ class Critic:
                 self.square - 2.0 * float(weights @ self.targets) + float(weights @ self.moments @ weights)
             )
             total = NOISE_PRIOR * self.first_noise**2 + max(residual, 0.0)
-            self.noise = math.sqrt(total / (NOISE_PRIOR + self.weight - used))
+            # Decayed observations weigh less than the directions they have fixed.
+            self.noise = math.sqrt(total / (NOISE_PRIOR + max(self.weight - used, 0.0)))
 
     def _precision(self) -> torch.Tensor:
         """Inverse covariance of the weights times the noise variance."""
