@@ -43,7 +43,7 @@ def run(source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_example_is_found_here() -> None:
     files = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
-    assert files == {*PROGRAMS, *NOTEBOOKS, "numpy_kernels.py"}
+    assert files == {*PROGRAMS, *NOTEBOOKS, "numpy_kernels.py", "ray_tune_race.py"}
 
 
 PROGRAMS = {
@@ -80,6 +80,18 @@ def test_numpy_program(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "mean loss" in done.stdout
+
+
+def test_ray_program_without_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what is missing, and what the race would be. No test has a cluster to run it on."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(sys, "argv", ["ray_tune_race.py", "--samples", "3", "--steps", "20"])
+    with pytest.raises(SystemExit) as stopped:
+        run((EXAMPLES / "ray_tune_race.py").read_text(encoding="utf-8"), tmp_path, monkeypatch)
+    assert stopped.value.code == 1
+    assert 'pip install "ray[tune]"' in capsys.readouterr().err
 
 
 NOTEBOOKS = ("quick_start.ipynb", "your_own_loss.ipynb")
