@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from pytorch_metric_learning import losses as loss_classes
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, LpDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction, CrossBatchMemory, SelfSupervisedLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
@@ -28,6 +29,7 @@ __all__ = [
     "TripletMarginMiner",
     "common_functions",
     "loss_and_miner_utils",
+    "loss_classes",
     "numpy_random",
 ]
 

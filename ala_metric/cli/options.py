@@ -14,6 +14,7 @@ from .arguments import option
 DataName = Literal["digits", "glyphs"]
 FileDataName = Literal["sop", "lfw", "webface", "cifar10", "cifar100", "imagenet"]
 TrainDataName = Literal["digits", "glyphs", "sop", "lfw", "webface", "cifar10", "cifar100", "imagenet"]
+TuneDataName = Literal["digits", "glyphs", "sop"]
 LossName = Literal["mixture", "focal"]
 TrainLossName = Literal["mixture", "focal", "correlation"]
 ModeName = Literal["paper", "fixed", "uniform", "random_walk", "random_static"]
@@ -81,6 +82,30 @@ class TrainOptions:
     save_every: int = option(200, "training steps between two checkpoints", at_least=1)
     out: Path | None = option(None, "folder to write; runs/DATA-LOSS-MODE-SEED if not given")
     resume: bool = option(False, "go on from the checkpoint in the folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """Which margin, temperature, scale? Race a loss's parameters; compare the winner with the defaults."""
+
+    loss: str = option("MultiSimilarityLoss", "class of pytorch-metric-learning, see losses.available()")
+    data: TuneDataName = option("glyphs", "images to train on")
+    root: Path | None = option(None, "folder with the files of the data set; see docs/datasets.md")
+    image_size: int | None = option(None, "pixels that image files are resized to; 64", at_least=8)
+    budget: float = option(4.0, "compute of the race, in trainings of that many steps", at_least=1.5)
+    miner: MinerName = option("none", "triplets the loss is given; it changes which values are good")
+    steps: int = option(600, "training steps of one training", at_least=20)
+    seed: int = option(0, "seed of weights, batches and draws", at_least=0, below=2**31)
+    classes_per_batch: int | None = option(None, "classes in a batch; 32, or all if fewer", at_least=2)
+    samples_per_class: int = option(4, "images of each class in a batch", at_least=2)
+    lr: float = option(1e-3, "learning rate of Adam", at_least=0)
+    dim: int = option(64, "numbers in an embedding", at_least=1)
+    device: DeviceName = option("auto", "where to train")
+    threads: int | None = option(None, "threads that torch may use; its own choice if not given", at_least=1)
+    loader_workers: int | None = option(
+        None, "processes that decode image files; one per core, at most 8", at_least=0
+    )
+    out: Path | None = option(None, "JSON file to write the answer to")
 
 
 @dataclass(frozen=True, kw_only=True)

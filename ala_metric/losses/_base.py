@@ -179,6 +179,13 @@ def positive_pairs(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor, 
     return anchors, order[place], counts
 
 
+def listed_rows(y: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The listed rows and their places, where they are fewer than all: an op need not look at the rest."""
+    if others.shape[0] >= y.shape[0]:
+        return y, others
+    return y[others], torch.arange(others.shape[0], device=others.device)
+
+
 def _needed(labels: Tensor | None) -> Tensor:
     if labels is None:
         raise ValueError("labels (and ref_labels with ref_emb) are needed when indices_tuple is None")

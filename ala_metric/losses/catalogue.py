@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .._pml import loss_classes
 from ..types import PhiSpec
 
 # Ranges in the unit of the attribute, wide around the published defaults. Angles are in radians there,
@@ -59,6 +65,36 @@ def available() -> dict[str, dict[str, PhiSpec]]:
         loss: {name: spec(name, *bounds) for name, bounds in ranges.items()}
         for loss, ranges in _RANGES.items()
     }
+
+
+# Where an argument of the constructor is another number than the attribute.
+_ARGUMENTS: dict[tuple[str, str], Callable[[float], float]] = {
+    ("AngularLoss", "alpha"): math.degrees,
+    ("ArcFaceLoss", "margin"): math.degrees,
+    ("SoftTripleLoss", "gamma"): lambda value: 1.0 / value,
+    ("SubCenterArcFaceLoss", "margin"): math.degrees,
+    ("TupletMarginLoss", "margin"): math.degrees,
+}
+
+
+def make(loss: str, *, num_classes: int, embedding_size: int) -> Any:
+    """A known loss with its default parameters; the sizes are used by losses with proxies only."""
+    kind = getattr(loss_classes, loss)
+    wanted = {
+        name
+        for parent in kind.__mro__
+        if "__init__" in vars(parent)
+        for name in inspect.signature(parent.__init__).parameters
+    }
+    sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
+    needs_sizes = "embedding_size" in wanted
+    return kind(**sizes) if needs_sizes else kind()
+
+
+def constructor_call(loss: str, values: Mapping[str, float]) -> str:
+    """The call that builds a known loss with these values of its attributes."""
+    given = {name: _ARGUMENTS.get((loss, name), lambda same: same)(value) for name, value in values.items()}
+    return f"{loss}({', '.join(f'{name}={value:.4g}' for name, value in given.items())})"
 
 
 def spec(name: str, low: float, high: float, rule: str | None = None) -> PhiSpec:

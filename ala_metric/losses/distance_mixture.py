@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..types import Impl, PhiSpec
 from . import _distance
-from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, positive_pairs, term
+from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, listed_rows, positive_pairs, term
 
 _DEFAULT = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)  # d^2 for positives, 0.5/d for negatives
 
@@ -105,7 +105,8 @@ class DistanceMixtureLoss(AdaptivePairLoss):
         """Sums of the mixture over the positive and the negative pairs, and the numbers of pairs."""
         means = ops.distance_mixture(x, labels, phi, ref_emb=y, ref_labels=ref_labels, impl=self.impl)
         anchors, others, positives = positive_pairs(labels, ref_labels)
-        pull = ops.mixture_pairs(x, anchors, others, phi[:5], positive=True, ref_emb=y, impl=self.impl)
+        rows, places = listed_rows(y, others)
+        pull = _RowPairs(x, rows, self.impl).mixture(anchors, places, phi[:5], positive=True)
         zero = torch.zeros_like(means)
         negatives = y.shape[0] - positives
         pushed = (means - zero.index_add(0, anchors, pull) / positives.clamp_min(1)) * negatives

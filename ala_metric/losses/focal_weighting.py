@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..types import Impl, PhiSpec
 from . import _distance
-from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, positive_pairs
+from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, listed_rows, positive_pairs
 
 
 class FocalWeightingLoss(AdaptivePairLoss):
@@ -116,7 +116,8 @@ class FocalWeightingLoss(AdaptivePairLoss):
             x, labels, phi, offset=self.offset, ref_emb=y, ref_labels=ref_labels, impl=self.impl
         )
         anchors, others, positives = positive_pairs(labels, ref_labels)
-        centred = _RowPairs(x, y, self.impl).distance(anchors, others) - self.offset
+        rows, places = listed_rows(y, others)
+        centred = _RowPairs(x, rows, self.impl).distance(anchors, places) - self.offset
         pull = log1p_sum_exp(phi[0] * centred, anchors, x.shape[0])
         push = torch.where(positives < y.shape[0], phi[1] * (both - pull / phi[0]), 0)
         if own is not None:
