@@ -8,6 +8,7 @@ import sys
 BENCHMARKS = {
     "evaluation": "retrieval metrics against faiss, pytorch-metric-learning, torch and scikit-learn",
     "kernels": "fused pair losses against torch.compile, dense PyTorch and pytorch-metric-learning",
+    "study": "adaptive losses against every control at equal compute",
 }
 
 
