@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, LpDistance
-from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction, LargeMarginSoftmaxLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils import common_functions
@@ -19,6 +19,7 @@ __all__ = [
     "BaseDistance",
     "BaseMetricLossFunction",
     "CosineSimilarity",
+    "LargeMarginSoftmaxLoss",
     "LpDistance",
     "MPerClassSampler",
     "TripletMarginMiner",

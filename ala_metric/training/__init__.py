@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import models
 from .arm import ArmRecord, StageRecord
 from .checkpoint import load_checkpoint, save_checkpoint
 from .embed import embed
@@ -12,6 +13,7 @@ from .measure import MeanLogProbability, smooth_metric
 from .meter import Meter
 from .networks import SmallConvNet
 from .paired import PairedSettings
+from .powersign import PowerSign
 from .race import RaceSettings
 from .result import FitResult
 from .surrogates import balanced_cross_entropy, nca
@@ -24,6 +26,7 @@ __all__ = [
     "MeanLogProbability",
     "Meter",
     "PairedSettings",
+    "PowerSign",
     "RaceSettings",
     "SmallConvNet",
     "StageRecord",
@@ -31,6 +34,7 @@ __all__ = [
     "embed",
     "fit",
     "load_checkpoint",
+    "models",
     "nca",
     "save_checkpoint",
     "smooth_metric",
