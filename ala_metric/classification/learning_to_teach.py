@@ -25,8 +25,8 @@ class LearningToTeach(StepCounter):
 
     ``loss = sum_i a_i l_i / sum_i a_i`` with ``a_i ~ Bernoulli(sigmoid(g(s_i)))`` (Fan et al. 2018, Sec.
     4.1). g has one hidden layer of 12 tanh units. The state s_i holds the progress of the run, the moving
-    average of the training loss, the last validation error, and of the sample its loss (relative to that average), the
-    probability of its target and its margin over the best other class.
+    average of the training loss, the last validation error, and of the sample its loss (relative to that
+    average), the probability of its target and its margin over the best other class.
 
     The publication trains the teacher over 50 complete runs and rewards it at the end of each. Here it is
     trained within one run, as the paper's controller is: every ``every`` steps the sign of the metric's

@@ -63,8 +63,8 @@ def preset(name: str) -> Preset:
     """Settings by name: ``"default"``, or ``"paper"`` for Eq. 6 and Sec. 5 taken literally.
 
     ``"paper"`` is ``l = -sigmoid(y^T Phi log p)`` with all class pairs free, beta 0.1, K = 200 and 10
-    children.     It is here to be compared with: the bounded loss has no gradient for badly wrong samples, and free
-    off-diagonals harmed training in every trial.
+    children. It is here to be compared with: the bounded loss has no gradient for badly wrong samples, and
+    free off-diagonals harmed training in every trial.
 
     Parameters
     ----------

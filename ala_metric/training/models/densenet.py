@@ -23,7 +23,7 @@ class _Layer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """DenseNet-BC for CIFAR of Huang et al. 2017, Sec. 4.2: 6n + 4 layers, half of the channels kept between blocks.
+    """DenseNet-BC for CIFAR of Huang et al. 2017, Sec. 4.2: 6n + 4 layers, half the channels kept.
 
     With depth 100, growth 12 and 10 outputs it has 769,162 parameters.
 

@@ -44,8 +44,8 @@ def make(name: str, outputs: int, shape: Shape) -> nn.Module:
     Parameters
     ----------
     name
-        ``"perceptron"``, ``"convnet"``, ``"resnet32"``, ``"wrn"`` (WRN-28-10), ``"densenet"`` (DenseNet-BC, 100
-        layers, growth 12) or ``"nasnet"`` (NASNet-A, needs timm).
+        ``"perceptron"``, ``"convnet"``, ``"resnet32"``, ``"wrn"`` (WRN-28-10), ``"densenet"``
+        (DenseNet-BC, 100 layers, growth 12) or ``"nasnet"`` (NASNet-A, needs timm).
     outputs
         Classes.
     shape
