@@ -180,6 +180,11 @@ class ALALoss(BaseMetricLossFunction):
         return self.loss.phi
 
     @property
+    def phi_vector(self) -> torch.Tensor:
+        """Parameters of the wrapped loss in the order of ``phi_spec``."""
+        return getattr(self.loss, "phi_vector", self.loss.phi)
+
+    @property
     def phi_spec(self) -> tuple[Any, ...]:
         """Ranges and step rules of the wrapped loss."""
         return self.loss.phi_spec

@@ -210,9 +210,7 @@ def transferred(freeze: bool) -> Run:
     """RMSProp with a policy that was learned on another data set under momentum SGD."""
 
     def run(setting: Setting) -> dict[str, Any]:
-        return single(
-            setting, policy=source_policy(setting), freeze=freeze, optimizer_name="rmsprop"
-        )
+        return single(setting, policy=source_policy(setting), freeze=freeze, optimizer_name="rmsprop")
 
     return run
 

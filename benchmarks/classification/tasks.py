@@ -94,8 +94,8 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
 class Batches:
     """A data set whose batches follow its own class distribution.
 
-    ``fit`` balances its batches over ``labels``: here those are as many groups, drawn at random, as a batch has
-    images, so that one image of each is a stratified draw from the whole set.
+    ``fit`` balances its batches over ``labels``: here those are as many groups, drawn at random, as a batch
+    has images, so that one image of each is a stratified draw from the whole set.
 
     Parameters
     ----------

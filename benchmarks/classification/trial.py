@@ -47,6 +47,7 @@ class Normalised(nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Outputs of images in [0, 1]."""
         return self.network((images - 0.5) * 4.0)
 
 
@@ -59,6 +60,7 @@ class Validation:
     seen: int = 0
 
     def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs and labels of the validation set."""
         self.seen += len(self.images)
         return outputs_of(self.model, self.images)
 
