@@ -10,7 +10,6 @@ from .._pml import LargeMarginSoftmaxLoss
 from ._batch import StepCounter, check_count
 from .confusion import check_batch, check_targets
 
-
 EASING_START, EASING_RATE, EASING_END = 1000.0, 0.1, 5.0
 
 
@@ -18,11 +17,11 @@ class LargeMarginSoftmax(StepCounter):
     """Softmax that asks for a multiple of the angle to the target's weight vector (Liu et al. 2016, Eq. 4-7).
 
     ``loss = -log softmax(|w_c| |x| psi(theta_c))`` with ``psi(theta) = (-1)^k cos(m theta) - 2k`` for the
-    target, k the number of whole intervals pi/m in theta, and ``cos(theta)`` for the other classes. As in their
-    Sec. 5.1 the target's part is eased in, ``(lambda cos(theta) + psi(theta)) / (1 + lambda)`` with
+    target, k the number of whole intervals pi/m in theta, and ``cos(theta)`` for the other classes. As in
+    their Sec. 5.1 the target's part is eased in, ``(lambda cos(theta) + psi(theta)) / (1 + lambda)`` with
     ``lambda = max(5, 1000 / (1 + 0.1 step))``: training from the start with the whole margin does not get off
-    the ground. The computation is pytorch-metric-learning's. The model gives features; the class weights are parameters
-    of this loss and go to the optimizer with those of the model.
+    the ground. The computation is pytorch-metric-learning's. The model gives features; the class weights are
+    parameters of this loss and go to the optimizer with those of the model.
 
     Parameters
     ----------
@@ -56,6 +55,8 @@ class LargeMarginSoftmax(StepCounter):
         with warnings.catch_warnings():  # it makes NumPy 2 warn
             warnings.simplefilter("ignore", DeprecationWarning)
             self.inner = _Eased(num_classes, embedding_size, margin)
+        # Its standard normal weights give logits so large that SGD at the usual rates diverges.
+        torch.nn.init.normal_(self.inner.W, std=embedding_size**-0.5)
 
     def forward(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean loss of features ``[B, D]`` and targets ``[B]``."""

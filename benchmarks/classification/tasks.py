@@ -18,7 +18,6 @@ DATA = ("digits", "glyphs", "cifar10", "imagenet")
 GLYPH_CLASSES, GLYPH_SIDE = 100, 14
 KEPT = 0.1  # share of the images that the rare half of the classes keeps
 FLIPPED = 0.4  # share of wrong labels
-SPLIT = {"train": (0, 4), "validation": (4, 6), "test": (6, 8)}  # of the eight images of a glyph
 
 
 @dataclass(frozen=True)
@@ -139,19 +138,14 @@ def shifted(image: torch.Tensor, pad: int = 4) -> torch.Tensor:
 
 
 def _glyphs(seed: int) -> tuple[ImageSet, ImageSet, ImageSet, int]:
-    """Characters as classes: half of the eight images of each to train, a quarter each for the rest."""
-    known = data.load("glyphs").train
-    pixels = F.adaptive_avg_pool2d(known.images.float(), GLYPH_SIDE).round().to(torch.uint8)
-    per_class = pixels.view(-1, 8, 1, GLYPH_SIDE, GLYPH_SIDE)
-    chosen = torch.randperm(len(per_class), generator=torch.Generator().manual_seed(seed))[:GLYPH_CLASSES]
+    """Characters as classes, at half their resolution."""
+    splits = data.class_splits(data.load("glyphs"), GLYPH_CLASSES, seed=seed)
 
-    def part(name: str) -> ImageSet:
-        start, end = SPLIT[name]
-        images = per_class[chosen, start:end].flatten(0, 1)
-        labels = torch.arange(GLYPH_CLASSES).repeat_interleave(end - start)
-        return ImageSet(images, labels, f"glyph classes {name}")
+    def smaller(images: Any) -> ImageSet:
+        pixels = F.adaptive_avg_pool2d(images.images.float(), GLYPH_SIDE).round().to(torch.uint8)
+        return ImageSet(pixels, images.labels, images.name)
 
-    return part("train"), part("validation"), part("test"), GLYPH_CLASSES
+    return smaller(splits.train), smaller(splits.validation), smaller(splits.test), GLYPH_CLASSES
 
 
 def _imbalanced(images: ImageSet, classes: int, seed: int) -> ImageSet:
