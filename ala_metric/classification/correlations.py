@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from ..types import PhiSpec
@@ -10,6 +12,7 @@ DIAGONAL = (0.05, 1.0)
 OFF_DIAGONAL = (-1.0, 1.0)
 
 
+@lru_cache(maxsize=4)
 def class_pairs(num_classes: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns of the unordered pairs {i, j}, i = j included, row by row of the upper triangle."""
     rows, columns = torch.triu_indices(num_classes, num_classes, device=device)
