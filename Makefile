@@ -10,13 +10,14 @@ NATIVE_SOURCES := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt
 NATIVE := $(VENV)/.built
 JOBS ?= 2
 
-.PHONY: help demo test lint test-sanitize bench-kernels wheel clean
+.PHONY: help demo test lint test-sanitize bench-kernels bench-classification-small wheel clean
 
 help:
 	@echo "make demo           install, train fixed and adaptive losses side by side, write report.html"
 	@echo "make test           lint, types, docstrings and the whole test suite"
 	@echo "make test-sanitize  the C++ tests under ThreadSanitizer"
 	@echo "make bench-kernels  speed and memory of the fused kernels against their peers"
+	@echo "make bench-classification-small  the methods of the classification tables on digits, in minutes"
 	@echo "make wheel          a wheel in dist/"
 	@echo "make clean          remove everything that the other targets made"
 
@@ -52,6 +53,11 @@ test-sanitize: $(NATIVE)
 
 bench-kernels: $(NATIVE)
 	$(PY) -m benchmarks kernels
+
+# 3 seeds, half the steps; the tables in benchmarks/README.md are made with 10 seeds and --steps 600.
+bench-classification-small: $(ENV)
+	$(PY) -m benchmarks classification --data digits --table 1 2 4 5 --networks perceptron --tasks digits-clean \
+		--seeds 3 --steps 300 --workers $(JOBS) --out runs/classification-small
 
 wheel: $(NATIVE)
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

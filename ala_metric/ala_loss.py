@@ -107,11 +107,11 @@ class ALALoss(BaseMetricLossFunction):
     *Optional attributes of the loss.* ``statistics_width`` (statistics per parameter, else seen at the
     first step), ``parameter_identity`` (True: the policy tells the parameters apart),
     ``standardized_statistics`` (True: they are scale-free already), ``phi_vector`` (the parameters in the
-    order of ``phi_spec``, where ``phi`` has another size), ``pairs`` (where in ``phi`` they are, if statistics
-    decide that; handed to the other processes).
+    order of ``phi_spec``, where ``phi`` has another size), ``pairs`` (where in ``phi`` they are, if
+    statistics decide that; handed to the other processes).
 
-    *Many parameters.* More than 4,096 are moved by :class:`~ala_metric.controller.ManyController`; ``phi`` and
-    ``action`` of the records are empty then.
+    *Many parameters.* More than 4,096 are moved by :class:`~ala_metric.controller.ManyController`; ``phi``
+    and ``action`` of the records are empty then.
 
     Attributes
     ----------

@@ -37,6 +37,6 @@ class PairwiseAUCLoss(nn.Module):
         hinge = torch.relu(1.0 - (of_target.diagonal()[:, None] - of_target)) * negative
         positives = torch.bincount(targets, minlength=logits.shape[1])[targets]
         pairs = positives * negative.sum(1)
-        weight = torch.where(pairs > 0, 1.0 / pairs.clamp_min(1), 0.0).to(logits.dtype)
-        classes = ((pairs > 0) / positives).sum().clamp_min(1)
-        return (hinge.sum(1) * weight).sum() / classes
+        weight = torch.where(pairs > 0, pairs.clamp_min(1).to(logits.dtype).reciprocal(), 0)
+        classes = targets[pairs > 0].unique().numel()
+        return (hinge.sum(1) * weight).sum() / max(classes, 1)

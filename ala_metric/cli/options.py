@@ -117,7 +117,7 @@ class PlotOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyOptions:
-    """Learn a policy for class correlations, look at one, or train with one: ala-metric policy ACTION FILE."""
+    """Learn a policy for class correlations, look at one, or train with it."""
 
     action: Literal["train", "show", "apply"] | None = option(None, "train, show or apply", positional=True)
     file: Path | None = option(None, "the policy: written by train, read by show and apply", positional=True)

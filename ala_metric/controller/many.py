@@ -167,9 +167,9 @@ class ManyController(Controller):
     """
 
     def __init__(
-        self, phi_spec: Sequence[PhiSpec], statistics_width: int = 1, *args: Any, **options: Any
+        self, phi_spec: Sequence[PhiSpec], statistics_width: int = 1, *args: Any, **kwargs: Any
     ) -> None:
-        super().__init__(phi_spec[:0], statistics_width, *args, **options)
+        super().__init__(phi_spec[:0], statistics_width, *args, **kwargs)
         if self.learner.settings.identity:
             raise ValueError(f"identity=True tells at most {MANY} parameters apart, got {len(phi_spec)}")
         self.phi_spec = tuple(phi_spec)
