@@ -85,8 +85,8 @@ class AdaptiveClassificationLoss(nn.Module):
 
     With ``top_confusions=m`` there are m actions. Each call of :meth:`statistics` assigns them to the m pairs
     of different classes that the model confuses most (the smallest mean confusion of Eq. 7), the most
-    confused first; ``phi_vector`` and :meth:`set_phi` with a vector mean these pairs, and the rest of Phi stays. The
-    state of action k is so that of the k-th most confused pair, whichever that is.
+    confused first; ``phi_vector`` and :meth:`set_phi` with a vector mean these pairs, and the rest of Phi
+    stays. The state of action k is so that of the k-th most confused pair, whichever that is.
 
     Half precision logits are computed in float32; NaN logits give a NaN loss.
 

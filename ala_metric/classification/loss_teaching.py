@@ -21,8 +21,8 @@ class LossTeaching(StepCounter):
     Every ``every`` training steps, with w the weights and one step of plain gradient descent unrolled:
     ``dE/dPhi = -lr (dE/dw)^T d^2 l_Phi / (dw dPhi)``, and ``Phi <- Phi - step dE/dPhi / max |dE/dPhi|``,
     clipped into the loss's range. E is the mean of ``1 - p``, the expected error, on a validation batch. This
-    is the gradient of Wu et al. 2018 (Sec. 3.2, reverse-mode differentiation through the student's training) cut off
-    after one step, for Phi itself instead of a network that puts Phi out.
+    is the gradient of Wu et al. 2018 (Sec. 3.2, reverse-mode differentiation through the student's training)
+    cut off after one step, for Phi itself instead of a network that puts Phi out.
 
     Parameters
     ----------
