@@ -48,7 +48,7 @@ def test_cifar_format_runs_and_resumes(tmp_path: Path, capsys: pytest.CaptureFix
     root, out = make_cifar10(tmp_path / "data"), tmp_path / "out"
     call = [
         *("--data", "cifar10", "--root", str(root), "--table", "1", "--networks", "convnet", "--seeds", "1"),
-        *("--steps", "4", "--every", "2", "--batch", "16", "--workers", "1", "--out", str(out)),
+        *("--steps", "4", "--every", "2", "--batch", "16", "--workers", "0", "--out", str(out)),
     ]
     assert main([*call, "--rows", "ce", "fixed", "--no-plots"]) == 0
     lines = (out / "cells.jsonl").read_text().splitlines()

@@ -68,6 +68,10 @@ class LearningToTeach(StepCounter):
     1
     """
 
+    metric: Metric
+    validate: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    teacher: nn.Module
+
     def __init__(
         self,
         metric: Metric,
@@ -176,11 +180,11 @@ class LearningToTeach(StepCounter):
 
 def _new_teacher(generator: torch.Generator) -> nn.Sequential:
     """The publication's teacher, at first keeping most samples."""
-    teacher = nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
+    first, last = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, 1)
     with torch.no_grad():
-        for layer in (teacher[0], teacher[2]):
+        for layer in (first, last):
             bound = 1 / math.sqrt(layer.in_features)
             layer.weight.uniform_(-bound, bound, generator=generator)
             layer.bias.zero_()
-        teacher[2].bias.fill_(KEEP_AT_FIRST)
-    return teacher
+        last.bias.fill_(KEEP_AT_FIRST)
+    return nn.Sequential(first, nn.Tanh(), last)

@@ -53,6 +53,9 @@ class LossTeaching(StepCounter):
     True
     """
 
+    model: nn.Module
+    validation_batch: Callable[[], Batch]
+
     def __init__(
         self,
         loss: AdaptiveClassificationLoss,

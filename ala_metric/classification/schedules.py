@@ -51,6 +51,8 @@ class ScheduledCorrelations(StepCounter):
     True
     """
 
+    validate: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
     def __init__(
         self,
         loss: AdaptiveClassificationLoss,

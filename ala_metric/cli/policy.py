@@ -48,13 +48,14 @@ def trained(options: PolicyOptions, policy: controller.Policy | None) -> tuple[A
     """Train one classifier whose loss the policy moves; the loss and the test metrics."""
     splits = _splits(options)
     preset = classification.preset(options.preset)
+    loss: Any = preset.loss(len(splits.class_names))
     torch.manual_seed(options.seed)
     device = experiment.pick_device(options.device)
     shape = tuple(splits.train[0][0].shape)
     classes = len(splits.class_names)
     model = training.models.make(options.network, classes, (shape[0], shape[1], shape[2])).to(device)
     loss_fn = ALALoss(
-        preset.loss(classes),
+        loss,
         metric=metrics.ClassificationError(),
         validate=experiment.Validation(model, splits.validation),
         total_steps=options.steps,

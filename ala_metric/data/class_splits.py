@@ -58,8 +58,8 @@ def class_splits(splits: Splits, classes: int, *, seed: int = 0) -> Splits:
                 f"class {int(label)} of {splits.name} must have 3 images or more, has {len(own)}"
             )
         train, held_out = len(own) // 2, max(1, len(own) // 4)
-        for part, some in zip(rows, own.split([train, held_out, len(own) - train - held_out])):
-            part.append(some)
+        for found, some in zip(rows, own.split([train, held_out, len(own) - train - held_out])):
+            found.append(some)
 
     def part(number: int, name: str) -> ImageSet:
         counts = torch.tensor([len(some) for some in rows[number]])

@@ -62,7 +62,7 @@ class PowerSign(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         value = None
         if closure is not None:
@@ -78,7 +78,7 @@ class PowerSign(torch.optim.Optimizer):
         state = self.state[weight]
         if not state:
             state.update(step=0, average=torch.zeros_like(weight))
-        gradient = weight.grad.add(weight, alpha=group["weight_decay"])  # type: ignore[union-attr]
+        gradient = weight.grad.add(weight, alpha=group["weight_decay"])
         state["average"].lerp_(gradient, 1.0 - group["beta"])
         decay = 1.0
         if group["total_steps"] is not None:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Cell:
 
 
 def run_cells(cells: Sequence[Cell], path: Path, workers: int = 2) -> dict[Key, dict[str, Any]]:
-    """Train what is missing in ``path``, ``workers`` cells at a time, one thread each."""
+    """Train what is missing in ``path``, ``workers`` cells at a time, one thread each; 0: in this process."""
     found = load_cells(path)
     for cell in cells:
         done = found.get(cell.key)
@@ -64,12 +64,11 @@ def run_cells(cells: Sequence[Cell], path: Path, workers: int = 2) -> dict[Key, 
         with path.open("a", encoding="utf-8") as file:  # a line that a crash has cut
             file.write("\n")
     total, started, queue = len(waiting), time.monotonic(), list(waiting.values())
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start) as pool, path.open("a", encoding="utf-8") as file:
+    with _pool(workers) as pool, path.open("a", encoding="utf-8") as file:
         running: dict[Future[dict[str, Any]], Cell] = {}
         try:
             while queue or running:
-                while queue and len(running) < workers:
+                while queue and len(running) < max(workers, 1):
                     cell = queue.pop(0)
                     running[pool.submit(train_cell, cell)] = cell
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -83,6 +82,25 @@ def run_cells(cells: Sequence[Cell], path: Path, workers: int = 2) -> dict[Key, 
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return found
+
+
+class _Here(Executor):
+    """Runs at once, in this process."""
+
+    def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """The result of ``work``, or its error."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _pool(workers: int) -> Executor:
+    if workers == 0:
+        return _Here()
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start)
 
 
 def train_cell(cell: Cell) -> dict[str, Any]:

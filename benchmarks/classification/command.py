@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--every", type=int, help="training steps per controller step, K")
     parser.add_argument("--batch", type=int, help="images in a batch")
     parser.add_argument("--lr", type=float, help="learning rate of momentum SGD at the start")
-    parser.add_argument("--workers", type=int, default=2, help="cells trained at the same time")
+    parser.add_argument("--workers", type=int, default=2, help="cells at the same time; 0: in this process")
     parser.add_argument("--out", type=Path, default=Path("runs/classification"), help="folder to write")
     parser.add_argument("--no-plots", action="store_true")
     return parser

@@ -11,7 +11,7 @@ import torch
 
 from ala_metric import classification, controller, metrics, training
 
-from .tasks import Problem, Task, joined, problem
+from .tasks import Batches, Problem, Task, joined, problem
 from .trial import Size, Trial
 
 FEATURES = 64  # outputs of a network whose classifier is in the loss
@@ -180,6 +180,20 @@ def chosen(mode: str, **options: Any) -> Run:
     return run
 
 
+def hypergradient(setting: Setting) -> dict[str, Any]:
+    """Paired forks whose branches follow the gradient of balanced cross-entropy on validation batches."""
+    held, size = setting.problem.validation, setting.size
+    settings = training.HypergradientSettings(
+        training.balanced_cross_entropy,
+        Batches(held, size.batch, setting.seed),
+        batch_classes=size.batch,
+        per_class=1,
+        seed=setting.seed,
+    )
+    proposals = training.PairedSettings(proposals=("hypergradient",), hypergradient=settings)
+    return chosen("paired", paired=proposals)(setting)
+
+
 def longer(factor: float, title: str) -> Row:
     """The fixed loss with as much compute as a row with children: a longer run."""
 
@@ -262,9 +276,13 @@ ROWS: tuple[Row, ...] = (
     Row("random-matrix", "ALA (random matrix Φ)", scheduled("random")),
     Row("confusion-matrix", "ALA (confusion matrix Φ)", scheduled("confusion")),
     Row("ala", "ALA, one child", single),
+    Row(
+        "ala-200", "ALA, one child, K = 200 (the default)", lambda s: single(s, every=min(200, s.size.steps))
+    ),
     Row("ala-10", "ALA, 10 children", children("default", 10)),
     Row("paper", 'ALA, preset="paper", K = 200, 10 children', children("paper", 10, every=200)),
     Row("paired", "paired forks", chosen("paired")),
+    Row("paired-gradient", "paired forks, hypergradient branch", hypergradient),
     longer(2.0, "fixed Φ = I, 2 T steps"),
     Row("race", "race, 4 T", chosen("race", budget=4.0)),
     longer(4.0, "fixed Φ = I, 4 T steps"),
@@ -311,8 +329,8 @@ TABLES = {
         "Classification error",
         (
             *("ce", "ce-both", "self-paced", "l-softmax", "focal", "l2t", "l2t-dlf", "fixed"),
-            *("random-walk", "random-static", "random-matrix", "confusion-matrix", "ala", "ala-10", "paper"),
-            *("paired", "fixed-2", "race", "fixed-4"),
+            *("random-walk", "random-static", "random-matrix", "confusion-matrix", "ala", "ala-200"),
+            *("ala-10", "paper", "paired", "paired-gradient", "fixed-2", "race", "fixed-4"),
         ),
         ("error", "balanced error"),
         "fixed",
