@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "classification": "the methods of the paper's classification tables, with their compute counted",
+    "classification_speed": "the classification loss and its controller against cross_entropy",
     "evaluation": "retrieval metrics against faiss, pytorch-metric-learning, torch and scikit-learn",
     "kernels": "fused pair losses against torch.compile, dense PyTorch and pytorch-metric-learning",
     "study": "adaptive losses against every control at equal compute",
@@ -17,7 +18,7 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
         print("usage: python -m benchmarks NAME [options]\n")
         for name, what in BENCHMARKS.items():
-            print(f"  {name:14} {what}")
+            print(f"  {name:20} {what}")
         return 0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2
     return importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
 

@@ -71,14 +71,14 @@ class PowerSign(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight, group)
+                    self._update(weight, weight.grad, group)
         return value
 
-    def _update(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
+    def _update(self, weight: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
             state.update(step=0, average=torch.zeros_like(weight))
-        gradient = weight.grad.add(weight, alpha=group["weight_decay"])
+        gradient = gradient.add(weight, alpha=group["weight_decay"])
         state["average"].lerp_(gradient, 1.0 - group["beta"])
         decay = 1.0
         if group["total_steps"] is not None:
