@@ -27,7 +27,7 @@ def test_published_sizes(name: str, parameters: int) -> None:
         lambda: models.ResNet(7, depth=8, inputs=1),
         lambda: models.WideResNet(7, depth=10, width=2, dropout=0.3, inputs=1),
         lambda: models.DenseNet(7, depth=10, growth=4, inputs=1),
-        lambda: models.Perceptron(7, (1, 8, 8), hidden=8),
+        lambda: models.Perceptron(7, (1, 8, 8), hidden=32),
     ],
 )
 def test_learns_a_batch_by_heart(make: object) -> None:
