@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ._parts import blocks_of, classifier, convolution, initialise, pre_activated
+from ._parts import ImageClassifier, blocks_of, convolution, pre_activated
 
 
 class _Layer(nn.Module):
@@ -22,7 +22,7 @@ class _Layer(nn.Module):
         return torch.cat((images, self.body(images)), 1)
 
 
-class DenseNet(nn.Module):
+class DenseNet(ImageClassifier):
     """DenseNet-BC for CIFAR of Huang et al. 2017, Sec. 4.2: 6n + 4 layers, half the channels kept.
 
     With depth 100, growth 12 and 10 outputs it has 769,162 parameters.
@@ -51,7 +51,6 @@ class DenseNet(nn.Module):
     """
 
     def __init__(self, outputs: int, depth: int = 100, growth: int = 12, inputs: int = 3) -> None:
-        super().__init__()
         count = blocks_of(depth, 2, 4, "DenseNet")
         channels = 2 * growth
         layers: list[nn.Module] = [convolution(inputs, channels)]
@@ -64,11 +63,4 @@ class DenseNet(nn.Module):
                     pre_activated(channels, convolution(channels, channels // 2, 1), nn.AvgPool2d(2))
                 )
                 channels //= 2
-        self.features = nn.Sequential(*layers, pre_activated(channels))
-        self.head = classifier(channels, outputs)
-        initialise(self)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits ``[B, outputs]`` of images ``[B, inputs, H, W]``."""
-        logits: torch.Tensor = self.head(self.features(images))
-        return logits
+        super().__init__(nn.Sequential(*layers, pre_activated(channels)), channels, outputs)

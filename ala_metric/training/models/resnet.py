@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ._parts import blocks_of, classifier, convolution, initialise
+from ._parts import ImageClassifier, blocks_of, convolution
 
 
 class _Block(nn.Module):
@@ -30,7 +30,7 @@ class _Block(nn.Module):
         return torch.relu(self.body(images) + shortcut)
 
 
-class ResNet(nn.Module):
+class ResNet(ImageClassifier):
     """The residual network for CIFAR of He et al. 2016, Sec. 4.2: 6n + 2 layers, 16, 32 and 64 channels.
 
     At depth 32 with 10 outputs it has 464,154 parameters.
@@ -57,7 +57,6 @@ class ResNet(nn.Module):
     """
 
     def __init__(self, outputs: int, depth: int = 32, inputs: int = 3) -> None:
-        super().__init__()
         blocks = blocks_of(depth, 2, 2, "ResNet")
         layers: list[nn.Module] = [convolution(inputs, 16), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
         width = 16
@@ -65,11 +64,4 @@ class ResNet(nn.Module):
             for block in range(blocks):
                 layers.append(_Block(width, 16 << stage, 2 if stage and not block else 1))
                 width = 16 << stage
-        self.features = nn.Sequential(*layers)
-        self.head = classifier(width, outputs)
-        initialise(self)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits ``[B, outputs]`` of images ``[B, inputs, H, W]``."""
-        logits: torch.Tensor = self.head(self.features(images))
-        return logits
+        super().__init__(nn.Sequential(*layers), width, outputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ._parts import blocks_of, classifier, convolution, initialise, pre_activated
+from ._parts import ImageClassifier, blocks_of, convolution, pre_activated
 
 
 class _Block(nn.Module):
@@ -28,7 +28,7 @@ class _Block(nn.Module):
         return total
 
 
-class WideResNet(nn.Module):
+class WideResNet(ImageClassifier):
     """WRN-28-10 of Zagoruyko & Komodakis 2016: 6n + 4 layers, the channels of ResNet times a width.
 
     With 10 outputs it has 36,479,194 parameters.
@@ -61,7 +61,6 @@ class WideResNet(nn.Module):
     def __init__(
         self, outputs: int, depth: int = 28, width: int = 10, dropout: float = 0.0, inputs: int = 3
     ) -> None:
-        super().__init__()
         blocks = blocks_of(depth, 2, 4, "WideResNet")
         layers: list[nn.Module] = [convolution(inputs, 16)]
         channels = 16
@@ -71,11 +70,4 @@ class WideResNet(nn.Module):
                     _Block(channels, (16 << stage) * width, 2 if stage and not block else 1, dropout)
                 )
                 channels = (16 << stage) * width
-        self.features = nn.Sequential(*layers, pre_activated(channels))
-        self.head = classifier(channels, outputs)
-        initialise(self)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits ``[B, outputs]`` of images ``[B, inputs, H, W]``."""
-        logits: torch.Tensor = self.head(self.features(images))
-        return logits
+        super().__init__(nn.Sequential(*layers, pre_activated(channels)), channels, outputs)
