@@ -12,14 +12,8 @@ PACKAGES = ("ops", "losses", "metrics", "classification", "controller", "baselin
 # Rooms whose functions and losses compute something that the literature has an equation for.
 EQUATIONS = ("ops", "losses", "metrics", "classification")
 # Public there, but without an equation of their own: choices, loaders, results.
-NO_EQUATION = {
-    "set_checks",
-    "explain",
-    "Choice",
-    "PairedInterval",
-    "RetrievalResult",
+NO_EQUATION = {"set_checks", "explain", "available", "Choice", "PairedInterval", "RetrievalResult"} | {
     "VerificationResult",
-} | {
     "Preset",
     "class_scores",
 }
