@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -84,10 +85,11 @@ def test_tasks() -> None:
 
 
 def test_matrix_of_diagonal_and_triangle() -> None:
-    assert matrix_of([1.0, 0.5]).tolist() == [[1.0, 0.0], [0.0, 0.5]]
+    assert matrix_of([1.0, 0.5], 2).tolist() == [[1.0, 0.0], [0.0, 0.5]]
     full = [1.0, -0.5, 0.25, 1.0, 0.0, 1.0, *[0.0] * 49]
-    assert matrix_of(full).shape == (10, 10)
-    assert matrix_of(full)[1, 0] == matrix_of(full)[0, 1] == -0.5
+    assert matrix_of(full, 10).shape == (10, 10)
+    assert matrix_of(full, 10)[1, 0] == matrix_of(full, 10)[0, 1] == -0.5
+    assert np.array_equal(matrix_of(full[:10], 10), np.diag(full[:10]))  # 10 is a triangular number too
 
 
 def test_class_splits() -> None:

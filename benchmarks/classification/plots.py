@@ -68,18 +68,16 @@ def _phi(plt: Any, found: Mapping[Key, dict[str, Any]], table: Table, where: str
         picks = np.linspace(0, len(history) - 1, FRAMES).round().astype(int)
         for axes, pick in zip(line, picks):
             step, phi = history[pick]
-            axes.imshow(matrix_of(phi), vmin=-1, vmax=1, cmap="RdBu")
+            axes.imshow(matrix_of(phi, len(cell["confusions"][-1])), vmin=-1, vmax=1, cmap="RdBu")
             axes.set_title(f"step {step}", fontsize=6)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(title[:24], fontsize=6)
     return figure
 
 
-def matrix_of(phi: Sequence[float]) -> np.ndarray:
+def matrix_of(phi: Sequence[float], classes: int) -> np.ndarray:
     """Phi as a matrix: from its diagonal, or from its upper triangle row by row."""
-    count = len(phi)
-    classes = round((np.sqrt(8 * count + 1) - 1) / 2)
-    if count <= 10 and classes != 4:
+    if len(phi) == classes:
         return np.diag(phi)
     table = np.zeros((classes, classes))
     table[np.triu_indices(classes)] = phi
