@@ -10,7 +10,9 @@ BENCHMARKS = {
     "classification_speed": "the classification loss and its controller against cross_entropy",
     "evaluation": "retrieval metrics against faiss, pytorch-metric-learning, torch and scikit-learn",
     "memory_bank": "CrossBatchMemory against that of pytorch-metric-learning",
+    "gpu": "CUDA kernels against cuBLAS, PyTorch and its compiler, pytorch-metric-learning (see gpu.sh)",
     "kernels": "fused pair losses against torch.compile, dense PyTorch and pytorch-metric-learning",
+    "ptxas": "registers, spills and shared memory of the CUDA kernels, from the compiler",
     "study": "adaptive losses against every control at equal compute",
 }
 

@@ -111,6 +111,8 @@ def test_commands_exist(command: str) -> None:
             assert all((ROOT / word).exists() for word in arguments[2:] if "/" in word)
         else:
             assert (ROOT / arguments[0]).is_file(), command
+    elif program.endswith(".sh"):
+        assert (ROOT / program).is_file(), command
     else:
         assert program in ("pip", "cmake", "build/consumer", "pre-commit", ".venv/bin/ruff", "apt-get"), (
             command
