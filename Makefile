@@ -11,13 +11,14 @@ NATIVE := $(VENV)/.built
 DOCS := $(VENV)/.docs
 JOBS ?= 2
 
-.PHONY: help demo test lint test-sanitize bench-kernels cuda-report docs wheel clean
+.PHONY: help demo test lint test-sanitize bench-kernels bench-classification-small cuda-report docs wheel clean
 
 help:
 	@echo "make demo           install, train fixed and adaptive losses side by side, write report.html"
 	@echo "make test           lint, types, docstrings and the whole test suite"
 	@echo "make test-sanitize  the C++ tests under ThreadSanitizer"
 	@echo "make bench-kernels  speed and memory of the fused kernels against their peers"
+	@echo "make bench-classification-small  the methods of the classification tables on digits, in minutes"
 	@echo "make cuda-report    registers and spills of the CUDA kernels on all architectures (needs nvcc, no GPU)"
 	@echo "make docs           the documentation in build/docs; a warning or a broken link is an error"
 	@echo "make wheel          a repaired and tested wheel, and the sources, in dist/"
@@ -56,6 +57,11 @@ test-sanitize: $(NATIVE)
 
 bench-kernels: $(NATIVE)
 	$(PY) -m benchmarks kernels
+
+# 3 seeds, half the steps; the tables in benchmarks/README.md are made with 10 seeds and --steps 600.
+bench-classification-small: $(ENV)
+	$(PY) -m benchmarks classification --data digits --table 1 2 4 5 --networks perceptron --tasks digits-clean \
+		--seeds 3 --steps 300 --workers $(JOBS) --out runs/classification-small
 
 cuda-report: $(ENV)
 	$(PY) -m benchmarks ptxas --jobs $(JOBS)

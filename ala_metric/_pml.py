@@ -11,7 +11,12 @@ from contextlib import contextmanager
 import numpy as np
 from pytorch_metric_learning import losses as loss_classes
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, LpDistance
-from pytorch_metric_learning.losses import BaseMetricLossFunction, CrossBatchMemory, SelfSupervisedLoss
+from pytorch_metric_learning.losses import (
+    BaseMetricLossFunction,
+    CrossBatchMemory,
+    LargeMarginSoftmaxLoss,
+    SelfSupervisedLoss,
+)
 from pytorch_metric_learning.miners import TripletMarginMiner
 from pytorch_metric_learning.reducers import DoNothingReducer
 from pytorch_metric_learning.samplers import MPerClassSampler
@@ -23,6 +28,7 @@ __all__ = [
     "CosineSimilarity",
     "CrossBatchMemory",
     "DoNothingReducer",
+    "LargeMarginSoftmaxLoss",
     "LpDistance",
     "MPerClassSampler",
     "SelfSupervisedLoss",

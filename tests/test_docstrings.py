@@ -13,7 +13,9 @@ PACKAGES = ("ops", "losses", "metrics", "classification", "controller", "baselin
 EQUATIONS = ("ops", "losses", "metrics", "classification")
 # Public there, but without an equation of their own: choices, loaders, results.
 NO_EQUATION = {"set_checks", "explain", "available", "Choice", "PairedInterval", "RetrievalResult"} | {
-    "VerificationResult"
+    "VerificationResult",
+    "Preset",
+    "class_scores",
 }
 
 # A formula as mathematics, or in plain text between double backticks.

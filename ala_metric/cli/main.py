@@ -1,4 +1,4 @@
-"""The command ``ala-metric``: demo, tune, train, eval, plot, data and doctor."""
+"""The command ``ala-metric``: demo, tune, train, eval, plot, policy, data and doctor."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ COMMANDS: dict[str, type] = {
     "train": options.TrainOptions,
     "eval": options.EvalOptions,
     "plot": options.PlotOptions,
+    "policy": options.PolicyOptions,
     "data": options.DataOptions,
     "doctor": options.DoctorOptions,
 }

@@ -20,6 +20,10 @@ TrainLossName = Literal["mixture", "focal", "correlation"]
 ModeName = Literal["paper", "fixed", "uniform", "random_walk", "random_static"]
 TrainModeName = Literal["paper", "fixed", "uniform", "random_walk", "random_static", "paired", "race"]
 MinerName = Literal["semihard", "none"]
+ClassDataName = Literal["digits", "glyphs", "cifar10", "cifar100", "imagenet"]
+NetworkName = Literal["perceptron", "convnet", "resnet32", "wrn", "densenet", "nasnet"]
+OptimizerName = Literal["sgd", "rmsprop", "powersign"]
+PresetName = Literal["default", "paper"]
 DistanceName = Literal["cosine", "euclidean"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 ImplName = Literal["auto", "native", "strips", "reference"]
@@ -134,6 +138,32 @@ class PlotOptions:
 
     run: Path | None = option(None, "a run's folder", positional=True)
     out: Path | None = option(None, "picture to write (.png or .svg); history.png in the folder if not given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions:
+    """Learn a policy for class correlations, look at one, or train with it."""
+
+    action: Literal["train", "show", "apply"] | None = option(None, "train, show or apply", positional=True)
+    file: Path | None = option(None, "the policy: written by train, read by show and apply", positional=True)
+    data: ClassDataName = option("digits", "images to classify")
+    root: Path | None = option(None, "folder with the files of the data set; see docs/datasets.md")
+    image_size: int | None = option(None, "pixels that image files are resized to; 64", at_least=8)
+    classes: int = option(
+        100, "classes of glyphs; the other data sets have a number of their own", at_least=2
+    )
+    network: NetworkName = option("convnet", "network; nasnet needs timm")
+    optimizer: OptimizerName = option("sgd", "what trains the network")
+    preset: PresetName = option("default", "form of the loss and settings of the controller")
+    fine_tune: bool = option(False, "apply: go on learning the policy, instead of acting by it as it is")
+    save: Path | None = option(None, "apply: file for the policy after fine-tuning")
+    steps: int = option(600, "training steps", at_least=1)
+    every: int | None = option(
+        None, "training steps between two actions; 10, and 200 in the preset paper", at_least=1
+    )
+    seed: int = option(0, "seed of weights, batches and controller", at_least=0, below=2**31)
+    lr: float | None = option(None, "learning rate; 0.05, and 0.001 with rmsprop", at_least=0)
+    device: DeviceName = option("auto", "where to train")
 
 
 @dataclass(frozen=True, kw_only=True)
