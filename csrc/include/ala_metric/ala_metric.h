@@ -81,8 +81,8 @@ ALA_API int32_t ala_metric_abi(void);         /* ALA_METRIC_ABI of the built lib
 
 /* Name of the instruction set in use: "baseline", "avx2", "avx512", "amx" or "neon". The environment
  * variable ALA_METRIC_ISA (baseline | avx2 | avx512 | amx) forces one; it is read once, at the first call of
- * any function that needs it. Returns ALA_UNSUPPORTED_ISA, as every op then does, when the forced one cannot run here;
- * *name is then what was asked for. */
+ * any function that needs it. Returns ALA_UNSUPPORTED_ISA, as every op then does, when the forced one cannot
+ * run here; *name is then what was asked for. */
 ALA_API ala_status ala_metric_isa(const char** name, ala_error* error);
 
 /* ---- Pairwise distances ------------------------------------------------------------------------------- */
