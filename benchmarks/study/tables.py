@@ -131,6 +131,7 @@ def markdown(tasks: Sequence[Task], lines: dict[str, list[Line]], cells: dict[Ke
         f"({wall / 60:.0f} minutes of wall-clock time added up over the cells).",
         primary_table(lines),
         secondary_table(lines),
+        means_table(lines),
         *(task_table(task, lines[task.name]) for task in tasks if task.name in lines),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -161,6 +162,24 @@ def secondary_table(lines: dict[str, list[Line]]) -> str:
         return ""
     note = "Gain in points [95 % interval], not corrected for their number.\n\n"
     return "## All tasks side by side\n\n" + note + table(("rows", *lines), rows)
+
+
+def means_table(lines: dict[str, list[Line]]) -> str:
+    """Means of the first metric, one column per task."""
+    titles: dict[str, str] = {}
+    means: dict[tuple[str, str], str] = {}
+    for task, rows in lines.items():
+        for name, title, cells in rows:
+            titles.setdefault(name, title)
+            metric = metric_of(cells[0])
+            means[name, task] = f"{fmean(cell['metrics'][metric] for cell in cells):.1f}"
+    order = {name: place for place, name in enumerate([row.name for row in ROWS])}
+    place_of = {name: order.get(name, order[STATIC_NAMES[-1]]) for name in titles}
+    body = [
+        (titles[name], *(means.get((name, task), "") for task in lines))
+        for name in sorted(titles, key=place_of.__getitem__)
+    ]
+    return "## Means of the first metric\n\n" + table(("row", *lines), body) if body else ""
 
 
 def between(lines: dict[str, list[Line]], task: str, first: str, second: str) -> Comparison | None:
