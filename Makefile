@@ -8,16 +8,18 @@ PIP := $(PY) -m pip --disable-pip-version-check
 ENV := $(VENV)/.ready
 NATIVE_SOURCES := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt
 NATIVE := $(VENV)/.built
+DOCS := $(VENV)/.docs
 JOBS ?= 2
 
-.PHONY: help demo test lint test-sanitize bench-kernels wheel clean
+.PHONY: help demo test lint test-sanitize bench-kernels docs wheel clean
 
 help:
 	@echo "make demo           install, train fixed and adaptive losses side by side, write report.html"
 	@echo "make test           lint, types, docstrings and the whole test suite"
 	@echo "make test-sanitize  the C++ tests under ThreadSanitizer"
 	@echo "make bench-kernels  speed and memory of the fused kernels against their peers"
-	@echo "make wheel          a wheel in dist/"
+	@echo "make docs           the documentation in build/docs; a warning or a broken link is an error"
+	@echo "make wheel          a repaired and tested wheel, and the sources, in dist/"
 	@echo "make clean          remove everything that the other targets made"
 
 # torch goes first and alone: its pin decides which build is taken, and nothing later may replace it.
@@ -53,8 +55,24 @@ test-sanitize: $(NATIVE)
 bench-kernels: $(NATIVE)
 	$(PY) -m benchmarks kernels
 
+$(DOCS): $(NATIVE)
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	touch $(DOCS)
+
+docs: $(DOCS)
+	rm -rf build/docs
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
+	$(PY) docs/check_links.py build/docs
+
+# The wheel is built from the sources archive: what is missing there is missing for everyone.
+# libtorch is not packed: it comes with the user's torch.
 wheel: $(NATIVE)
-	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf dist build/wheel
+	ALA_METRIC_BUILD=cpu PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m build --no-isolation --outdir build/wheel .
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+		--wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+	$(PY) -m pytest tests/test_wheel.py --wheel dist/*.whl
 
 clean:
 	rm -rf $(VENV) build dist report.html runs ala_metric/_lib *.egg-info .mypy_cache .ruff_cache

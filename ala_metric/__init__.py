@@ -13,7 +13,7 @@ from ._version import __version__
 from .types import AdaptiveLoss, AlaMetricError, CheckpointError, Metric, PhiSpec
 
 if TYPE_CHECKING:
-    from . import baselines, classification, controller, data, losses, metrics, ops, training
+    from . import baselines, classification, controller, data, integrations, losses, metrics, ops, training
     from ._native import native_info
     from .ala_loss import ALALoss
     from .controller import load_policy, save_policy
@@ -24,6 +24,7 @@ _PACKAGES = (
     "classification",
     "controller",
     "data",
+    "integrations",
     "losses",
     "metrics",
     "numpy_api",
@@ -50,6 +51,7 @@ __all__ = [
     "classification",
     "controller",
     "data",
+    "integrations",
     "load_policy",
     "losses",
     "metrics",

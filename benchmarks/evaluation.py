@@ -23,8 +23,7 @@ SIZES = ((7000, 128), (7000, 512), (60_502, 128), (60_502, 512))
 ROWS_PER_CLASS = 60_502 / 11_316
 NOISE = {128: 1.6, 512: 2.4}  # spread about a class centre for which Recall@1 is neither 0 nor 1
 STRIP = 1024
-SLOW = ("torch mm + topk", "scikit-learn")  # take part in one round only where that takes minutes
-PEERS = ("PML calculator",)
+SLOW = ("PML calculator", "torch mm + topk", "scikit-learn")  # one round only where that takes minutes
 
 
 def depths(n: int) -> tuple[int, ...]:
@@ -205,7 +204,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sizes", nargs="*", default=None, metavar="NxD")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--no-times", action="store_true", help="compare the ranks only")
-    parser.add_argument("--without", nargs="*", default=[], metavar="PROVIDER", choices=[*SLOW, *PEERS])
+    parser.add_argument("--without", nargs="*", default=[], metavar="PROVIDER", choices=SLOW)
     parser.add_argument("--galleries", nargs="*", default=["own", "separate"], choices=["own", "separate"])
     parser.add_argument("--no-ranks", action="store_true", help="leave out the comparison with float64")
     parser.add_argument("--csv", default=str(measure.RESULTS / "evaluation.csv"))

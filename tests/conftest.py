@@ -16,6 +16,7 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sanitizer", choices=["address", "thread"], default="address")
+    parser.addoption("--wheel", help="a built wheel to test instead of building one (tests/test_wheel.py)")
 
 
 def implementations() -> list[object]:

@@ -26,6 +26,8 @@ def public() -> list[tuple[str, object]]:
             thing = getattr(module, name)
             if inspect.isclass(thing) or inspect.isfunction(thing):
                 found.append((f"{package}.{name}", thing))
+    hook = importlib.import_module("ala_metric.integrations.pml").TrainerHook
+    found.append(("integrations.TrainerHook", hook))
     top = importlib.import_module("ala_metric")
     found += [(f"ala_metric.{name}", getattr(top, name)) for name in ("ALALoss", "PhiSpec", "native_info")]
     return found

@@ -31,7 +31,7 @@ FLOOR = {
     "data": 3,
     "ala_loss": 4,
     "training": 5,
-    "integrations": 5,
+    "integrations": 6,
     "cli": 6,
 }
 # The controller knows the AdaptiveLoss protocol and numbers only; metrics and data need no pml either.

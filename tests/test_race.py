@@ -14,6 +14,8 @@ from ala_metric import ALALoss, CheckpointError, training
 from ala_metric.controller import Critic, training_cost
 from ala_metric.losses import DistanceMixtureLoss, FocalWeightingLoss
 from ala_metric.metrics import ClassificationError, RecallAtK
+from ala_metric.training.parts import Parts
+from ala_metric.training.store import Store
 
 from .landscape import Height, Landscape, Task
 from .test_training import IMAGES, Noisy, Stop, stop_at
@@ -26,6 +28,7 @@ MULTIPLICATIVE = {
     "rule": "multiplicative",
 }
 RUNGS = ((0.25, 4), (0.5, 3), (1.0, 1))
+WIDE = ((0.25, 4), (0.5, 6), (1.0, 1))  # two free places: one for a hypergradient, one for the critic
 
 
 # --- the known optimum
@@ -139,7 +142,7 @@ def noisy_race(seed: int = 0, **keywords: Any) -> tuple[training.FitResult, list
         seed=seed,
         mode="race",
         race=training.RaceSettings(
-            rungs=RUNGS,
+            rungs=WIDE,
             hypergradient=training.HypergradientSettings(
                 training.nca, IMAGES, batch_classes=4, per_class=3, every=2
             ),
@@ -167,7 +170,7 @@ def test_the_same_seed_gives_the_same_bits(uninterrupted: list[Any]) -> None:
     assert noisy_race(seed=1)[1] != uninterrupted
 
 
-@pytest.mark.parametrize("stop", range(1, 28))  # 3 * 4 + 3 * 3 + 6 steps of all arms
+@pytest.mark.parametrize("stop", range(1, 37))  # 3 * 4 + 3 * 6 + 6 steps of all arms
 def test_resume_is_bit_identical(stop: int, tmp_path: Path, uninterrupted: list[Any]) -> None:
     with pytest.raises(Stop):
         noisy_race(checkpoint=tmp_path / "c", checkpoint_every=1, on_step=stop_at(stop))
@@ -180,9 +183,47 @@ def test_resume_is_bit_identical(stop: int, tmp_path: Path, uninterrupted: list[
 def test_resuming_what_is_finished_does_nothing(tmp_path: Path, uninterrupted: list[Any]) -> None:
     noisy_race(checkpoint=tmp_path / "c")
     result, left = noisy_race(checkpoint=tmp_path / "c", resume=True)
-    assert result.resumed_at == 27
+    assert result.resumed_at == 36
     assert left == uninterrupted
     assert "model" in training.load_checkpoint(tmp_path / "c")
+
+
+def test_a_snapshot_is_no_part_of_the_training() -> None:
+    """Twins that start from one snapshot do not write into it: Adam keeps the tensors that it is given."""
+    torch.manual_seed(0)
+    model = training.SmallConvNet(dim=4, channels=(2, 2, 2))
+    parts = Parts(model, torch.nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters(), lr=0.1))
+    images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    parts.step(1, images, labels)
+    snapshot = parts.snapshot()
+    seen = []
+    for _ in range(2):
+        parts.restore(snapshot)
+        parts.step(2, images, labels)
+        seen.append([value.tolist() for value in model.state_dict().values()])
+    assert seen[0] == seen[1]
+
+
+class Ahead:
+    """The processes of a run in which the other one has come to stage 1 only."""
+
+    rank, size = 1, 2
+
+    def everyone(self, number: int) -> list[int]:
+        return [1, number]
+
+
+def test_who_woke_up_ahead_goes_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "c", 1, {"mode": "race"}, Ahead())  # type: ignore[arg-type]
+    for stage, before in ((1, True), (2, False)):
+        store.save({"stage": stage, "meter": {"training_steps": 10 * stage}}, before_exchange=before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.rank1", "c.rank1.before"]
+    found = store.load()
+    assert found is not None
+    assert found["stage"] == 1
+    store.save({"stage": 2, "meter": {"training_steps": 20}}, before_exchange=True)
+    with pytest.raises(CheckpointError, match="has no checkpoint of stage 1, where another process is"):
+        store.load()
 
 
 def test_global_streams_stay_where_they_were() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import atomic_write_bytes
+from ..training import columns, flatten
 from .arguments import UsageError, build_options
 from .options import TrainOptions
 
@@ -60,9 +61,7 @@ def write_history(
     head = {"options": asdict(options), "phi_names": list(names), "phi_start": list(start), "metric": metric}
     write_json(folder / HISTORY, head | {"records": list(records)})
     buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    scalars = ("step", "metric", "error", "reward", "entropy", "seconds")
-    table.writerow([*scalars, *names, *(f"action_{name}" for name in names)])
-    for record in records:
-        table.writerow([*(record[key] for key in scalars), *record["phi"], *record["action"]])
+    table = csv.DictWriter(buffer, columns(names), lineterminator="\n")
+    table.writeheader()
+    table.writerows(flatten(record, names) for record in records)
     atomic_write_bytes(folder / "history.csv", buffer.getvalue().encode())

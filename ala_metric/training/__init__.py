@@ -1,4 +1,4 @@
-"""Training: one loop, children that race or fork, a small network, embeddings, and safe checkpoints."""
+"""Training: one loop, children that race or fork, embeddings, safe checkpoints, and loggers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from .embed import embed
 from .fit import fit
 from .hypergradient import HypergradientSettings
 from .interrupt import Interrupted
+from .loggers import CSVLogger, TensorBoardLogger, columns, flatten
 from .measure import MeanLogProbability, smooth_metric
 from .meter import Meter
 from .networks import SmallConvNet
@@ -18,6 +19,7 @@ from .surrogates import balanced_cross_entropy, nca
 
 __all__ = [
     "ArmRecord",
+    "CSVLogger",
     "FitResult",
     "HypergradientSettings",
     "Interrupted",
@@ -27,9 +29,12 @@ __all__ = [
     "RaceSettings",
     "SmallConvNet",
     "StageRecord",
+    "TensorBoardLogger",
     "balanced_cross_entropy",
+    "columns",
     "embed",
     "fit",
+    "flatten",
     "load_checkpoint",
     "nca",
     "save_checkpoint",
