@@ -11,13 +11,15 @@ NATIVE := $(VENV)/.built
 DOCS := $(VENV)/.docs
 JOBS ?= 2
 
-.PHONY: help demo test lint test-sanitize bench-kernels docs wheel clean
+.PHONY: help demo test lint test-sanitize bench-kernels bench-classification-small cuda-report docs wheel clean
 
 help:
 	@echo "make demo           install, train fixed and adaptive losses side by side, write report.html"
 	@echo "make test           lint, types, docstrings and the whole test suite"
 	@echo "make test-sanitize  the C++ tests under ThreadSanitizer"
 	@echo "make bench-kernels  speed and memory of the fused kernels against their peers"
+	@echo "make bench-classification-small  the methods of the classification tables on digits, in minutes"
+	@echo "make cuda-report    registers and spills of the CUDA kernels on all architectures (needs nvcc, no GPU)"
 	@echo "make docs           the documentation in build/docs; a warning or a broken link is an error"
 	@echo "make wheel          a repaired and tested wheel, and the sources, in dist/"
 	@echo "make clean          remove everything that the other targets made"
@@ -44,16 +46,25 @@ lint: $(ENV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc examples -name '*.h' -o -name '*.cpp' -o -name '*.hpp')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc examples tests -name '*.h' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 
 test: $(NATIVE) lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --doctest-modules --doctest-ignore-import-errors tests ala_metric
 
 test-sanitize: $(NATIVE)
 	$(PY) -m pytest tests/test_sanitizers.py --sanitizer thread
+	$(PY) -m pytest tests/test_cuda_emulation.py -k sanitizer --sanitizer thread
 
 bench-kernels: $(NATIVE)
 	$(PY) -m benchmarks kernels
+
+# 3 seeds, half the steps; the tables in benchmarks/README.md are made with 10 seeds and --steps 600.
+bench-classification-small: $(ENV)
+	$(PY) -m benchmarks classification --data digits --table 1 2 4 5 --networks perceptron --tasks digits-clean \
+		--seeds 3 --steps 300 --workers $(JOBS) --out runs/classification-small
+
+cuda-report: $(ENV)
+	$(PY) -m benchmarks ptxas --jobs $(JOBS)
 
 $(DOCS): $(NATIVE)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'

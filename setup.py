@@ -3,8 +3,8 @@
 ALA_METRIC_BUILD chooses what happens (torch is never imported, and need not be installed):
   auto  (default) the native library where a C++ compiler works, else pure Python and a line that says so
   cpu   the native library, or a failed installation
+  cuda  the native library with CUDA kernels, or a failed installation; needs nvcc (CUDACXX or PATH), no GPU
   none  pure Python
-  cuda  refused: this version has no CUDA kernels yet
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from setuptools.command.build import build
 ROOT = Path(__file__).resolve().parent
 VERSION = (ROOT / "VERSION").read_text().strip()
 MODES = ("auto", "cpu", "cuda", "none")
-NO_CUDA = "CUDA kernels are not part of this version"
+NO_CUDA = "the native library was built without CUDA (ALA_METRIC_BUILD=cuda builds it where nvcc is)"
 
 
 def say(message: str) -> None:
@@ -62,6 +62,14 @@ def obstacle(cmake: str | None) -> str | None:
     return None
 
 
+def cuda_obstacle() -> str | None:
+    """Why the CUDA kernels cannot be built here, or None. Only the compiler counts, never a GPU."""
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if nvcc is None or shutil.which(nvcc) is None:
+        return "no CUDA compiler was found (looked for nvcc on PATH, and for CUDACXX)"
+    return None
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """One build at a time in this directory."""
@@ -77,6 +85,7 @@ def run_cmake(cmake: str, prefix: Path) -> None:
     """Configure, build and install into ``prefix``; raises CalledProcessError."""
     directory = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
     options = [f"-DALA_METRIC_VERSION={VERSION}", f"-DPython_EXECUTABLE={sys.executable}", "-DALA_PYTHON=ON"]
+    options.append(f"-DALA_CUDA={'ON' if MODE == 'cuda' else 'OFF'}")
     if ninja := tool("ninja", "BIN_DIR"):
         options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     with contextlib.suppress(ImportError):
@@ -84,7 +93,11 @@ def run_cmake(cmake: str, prefix: Path) -> None:
     options += shlex.split(os.environ.get("CMAKE_ARGS", ""))
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
     # what CMake keeps from an earlier run with another generator or compiler must not be believed
-    choices = [bool(ninja), *(os.environ.get(name) for name in ("CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS"))]
+    choices = [
+        bool(ninja),
+        *(os.environ.get(name) for name in ("CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS")),
+        MODE == "cuda",
+    ]
     kept = directory / "choices.json"
     with locked(directory):
         fresh = [] if kept.exists() and json.loads(kept.read_text()) == choices else ["--fresh"]
@@ -98,12 +111,13 @@ def run_cmake(cmake: str, prefix: Path) -> None:
 MODE = os.environ.get("ALA_METRIC_BUILD", "auto") or "auto"
 if MODE not in MODES:
     raise SystemExit(f"ala_metric: ALA_METRIC_BUILD must be one of {', '.join(MODES)}, got {MODE!r}")
-if MODE == "cuda":
-    raise SystemExit(f"ala_metric: ALA_METRIC_BUILD=cuda: {NO_CUDA}; use ALA_METRIC_BUILD=cpu")
 CMAKE = tool("cmake", "CMAKE_BIN_DIR")
 OBSTACLE = "it was left out on request (ALA_METRIC_BUILD=none)" if MODE == "none" else obstacle(CMAKE)
-if OBSTACLE and MODE == "cpu":
-    raise SystemExit(f"ala_metric: ALA_METRIC_BUILD=cpu, but {OBSTACLE}")
+if MODE == "cuda":
+    OBSTACLE = OBSTACLE or cuda_obstacle()
+DEMANDED = MODE in ("cpu", "cuda")
+if OBSTACLE and DEMANDED:
+    raise SystemExit(f"ala_metric: ALA_METRIC_BUILD={MODE}, but {OBSTACLE}")
 
 
 class Package(Distribution):
@@ -140,14 +154,14 @@ class BuildNative(Command):
                 run_cmake(CMAKE, prefix)
             except subprocess.CalledProcessError as error:
                 step = f"cmake {error.cmd[1]}"
-                if MODE == "cpu":
+                if DEMANDED:
                     raise SystemExit(f"ala_metric: {step} failed; its output is above") from error
                 reason = f"{step} failed; its output is above (pip shows it with -v)"
                 shutil.rmtree(prefix)
                 prefix.mkdir()
         record = prefix / "build_info.json"
         info = json.loads(record.read_text()) if record.exists() else {"parts": []}
-        info |= {"version": VERSION, "mode": MODE, "cuda_reason": NO_CUDA}
+        info |= {"version": VERSION, "mode": MODE, "cuda_reason": "" if MODE == "cuda" else NO_CUDA}
         info["reason"] = f"the native library is missing: {reason}" if reason else ""
         record.write_text(json.dumps(info, indent=1) + "\n")
         if reason:

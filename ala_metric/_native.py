@@ -31,7 +31,7 @@ class NativeInfo:
     Parameters
     ----------
     available
-        Whether the fused CPU kernels are loaded and used by ``impl="auto"``.
+        Whether the fused kernels are loaded and used by ``impl="auto"``.
     reason
         Why they are not available; empty when they are.
     path
@@ -99,8 +99,8 @@ class LibraryError(Exception):
     """The library loads, but does not fit or did not register its operators."""
 
 
-def _load_into_torch(path: Path) -> tuple[str, str]:
-    """Register the operators; return the library's own version and the instruction set it chose."""
+def _load_into_torch(path: Path) -> tuple[str, str, str]:
+    """Register the operators; return the library's version, its instruction set, and why it has no CUDA."""
     import torch
 
     torch.ops.load_library(str(path))
@@ -112,7 +112,18 @@ def _load_into_torch(path: Path) -> tuple[str, str]:
     isa, error = ctypes.c_char_p(), ctypes.create_string_buffer(256)
     if library.ala_metric_isa(ctypes.byref(isa), error):
         raise LibraryError(error.value.decode())
-    return library.ala_metric_version().decode(), (isa.value or b"").decode()
+    library.ala_metric_torch_cuda_obstacle.restype = ctypes.c_char_p
+    without_cuda = (library.ala_metric_torch_cuda_obstacle() or b"").decode() or _driver_obstacle()
+    return library.ala_metric_version().decode(), (isa.value or b"").decode(), without_cuda
+
+
+def _driver_obstacle() -> str:
+    """Why CUDA cannot run on this machine; the driver is found, not started, which would spoil a fork."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"there is no CUDA driver on this machine ({error})"
+    return ""
 
 
 def _examine(lib_dir: Path = LIB_DIR) -> NativeInfo:
@@ -120,10 +131,11 @@ def _examine(lib_dir: Path = LIB_DIR) -> NativeInfo:
     path = lib_dir / _TORCH_LIBRARY
     version: str | None = build.get("version")
     isa = None
+    cuda_reason = str(build.get("cuda_reason") or "the native library is not in use")
     reason = obstacle(build, lib_dir, "torch") or _torch_obstacle()
     if reason is None:
         try:
-            version, isa = _load_into_torch(path)
+            version, isa, cuda_reason = _load_into_torch(path)
         except LibraryError as error:
             reason = str(error)
         except (OSError, AttributeError) as error:
@@ -134,8 +146,8 @@ def _examine(lib_dir: Path = LIB_DIR) -> NativeInfo:
         path=str(path) if path.exists() else None,
         version=version,
         isa=isa,
-        cuda_available=False,
-        cuda_reason=str(build.get("cuda_reason", "CUDA kernels are not part of this version")),
+        cuda_available=reason is None and not cuda_reason,
+        cuda_reason=cuda_reason,
         cmake_prefix=str(lib_dir) if "cmake" in build.get("parts", ()) else None,
         build=build,
     )

@@ -36,7 +36,16 @@ def read_phi(loss: Any) -> list[float]:
     return values
 
 
-def write_phi(loss: Any, values: Sequence[float]) -> None:
+def read_vector(loss: Any) -> torch.Tensor:
+    """The same as a tensor ``[n]`` on the CPU, where there are too many for a list."""
+    phi = loss.phi if loss.phi.numel() == len(loss.phi_spec) else loss.phi_vector
+    return phi.detach().flatten().to("cpu", torch.float32)
+
+
+def write_phi(loss: Any, values: Sequence[float] | torch.Tensor) -> None:
     """Set the parameters of a loss, if they differ; ValueError as its ``set_phi``."""
+    if isinstance(values, torch.Tensor):
+        loss.set_phi(values.to(loss.phi))
+        return
     if list(values) != read_phi(loss):
         loss.set_phi(torch.tensor(values, dtype=loss.phi.dtype, device=loss.phi.device))

@@ -9,19 +9,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from pytorch_metric_learning import losses as loss_classes
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, LpDistance
-from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.losses import (
+    BaseMetricLossFunction,
+    CrossBatchMemory,
+    LargeMarginSoftmaxLoss,
+    SelfSupervisedLoss,
+)
 from pytorch_metric_learning.miners import TripletMarginMiner
+from pytorch_metric_learning.reducers import DoNothingReducer
 from pytorch_metric_learning.samplers import MPerClassSampler
-from pytorch_metric_learning.utils import common_functions
+from pytorch_metric_learning.utils import common_functions, loss_and_miner_utils
 
 __all__ = [
     "BaseDistance",
     "BaseMetricLossFunction",
     "CosineSimilarity",
+    "CrossBatchMemory",
+    "DoNothingReducer",
+    "LargeMarginSoftmaxLoss",
     "LpDistance",
     "MPerClassSampler",
+    "SelfSupervisedLoss",
     "TripletMarginMiner",
+    "common_functions",
+    "loss_and_miner_utils",
+    "loss_classes",
     "numpy_random",
 ]
 

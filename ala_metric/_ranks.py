@@ -15,6 +15,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def ranks() -> int:
+    """Number of processes; 1 when torch.distributed is not in use."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def on_rank_zero(work: Callable[[], Result]) -> Result:
     """Run ``work`` on rank 0 and hand its result to every rank.
 

@@ -12,14 +12,16 @@ import torch
 
 from . import baselines
 from ._arguments import check_parts, check_settings, usable_offsets
-from ._phi import read_phi, write_phi
+from ._phi import read_phi, read_vector, write_phi
 from ._pml import BaseMetricLossFunction
-from ._ranks import on_rank_zero, rank
+from ._ranks import on_rank_zero, rank, ranks
 from ._streams import preserved_random_streams
 from .controller import (
+    MANY,
     Controller,
     ControllerSettings,
     Learner,
+    ManyController,
     Policy,
     check_policy,
     discounted_mean,
@@ -105,7 +107,11 @@ class ALALoss(BaseMetricLossFunction):
     *Optional attributes of the loss.* ``statistics_width`` (statistics per parameter, else seen at the
     first step), ``parameter_identity`` (True: the policy tells the parameters apart),
     ``standardized_statistics`` (True: they are scale-free already), ``phi_vector`` (the parameters in the
-    order of ``phi_spec``, where ``phi`` has another size).
+    order of ``phi_spec``, where ``phi`` has another size), ``pairs`` (where in ``phi`` they are, if
+    statistics decide that; handed to the other processes).
+
+    *Many parameters.* More than 4,096 are moved by :class:`~ala_metric.controller.ManyController`; ``phi``
+    and ``action`` of the records are empty then.
 
     Attributes
     ----------
@@ -178,6 +184,11 @@ class ALALoss(BaseMetricLossFunction):
     def phi(self) -> torch.Tensor:
         """Parameters of the wrapped loss."""
         return self.loss.phi
+
+    @property
+    def phi_vector(self) -> torch.Tensor:
+        """Parameters of the wrapped loss in the order of ``phi_spec``."""
+        return getattr(self.loss, "phi_vector", self.loss.phi)
 
     @property
     def phi_spec(self) -> tuple[Any, ...]:
@@ -293,6 +304,11 @@ class ALALoss(BaseMetricLossFunction):
         return self._controller.learner
 
     @property
+    def _many(self) -> bool:
+        """Whether there are too many parameters for lists and records."""
+        return len(self.phi_spec) > MANY
+
+    @property
     def _controller(self) -> Controller:
         if not isinstance(self.scheme, Controller):
             raise TypeError(f"only mode='paper' has a controller, this loss has mode={self.mode!r}")
@@ -306,7 +322,7 @@ class ALALoss(BaseMetricLossFunction):
             "previous_error": self._previous_error,
             "errors": dict(self._errors),
             "seconds": self._seconds,
-            "phi": read_phi(self.loss),
+            "phi": read_vector(self.loss) if self._many else read_phi(self.loss),
             "history": [dict(record) for record in self.history],
         }
 
@@ -337,7 +353,8 @@ class ALALoss(BaseMetricLossFunction):
             return baselines.RandomWalk(spec, self.beta, self.seed)
         if self.mode == "random_static":
             return baselines.RandomStatic(spec, self.seed)
-        return Controller(
+        controller = ManyController if self._many else Controller
+        return controller(
             spec,
             statistics_width,
             beta=self.beta,
@@ -356,12 +373,31 @@ class ALALoss(BaseMetricLossFunction):
         if left > 0:
             on_rank_zero(lambda: self._measure_between(left))
             return
-        record, self.dropped = on_rank_zero(lambda: self._controller_step(done))
+        record, self.dropped, placed = on_rank_zero(lambda: self._step_and_place(done))
         if rank() != 0:
-            write_phi(self.loss, record.phi)
+            self._follow(record, placed)
         self.history.append(record)
         if self.logger is not None and rank() == 0:
             (self.logger.log if isinstance(self.logger, Logger) else self.logger)(dict(record))
+
+    def _step_and_place(self, done: int) -> tuple[StepRecord, int, dict[str, torch.Tensor]]:
+        """A controller step, and what the other ranks need beyond its record."""
+        record, dropped = self._controller_step(done)
+        placed = {}
+        if ranks() > 1:
+            if self._many:
+                placed["phi"] = read_vector(self.loss)
+            if (
+                getattr(self.loss, "pairs", None) is not None
+            ):  # where the actions are, which statistics decide
+                placed["pairs"] = self.loss.pairs.cpu()
+        return record, dropped, placed
+
+    def _follow(self, record: StepRecord, placed: dict[str, torch.Tensor]) -> None:
+        """Take over what rank 0 did."""
+        if "pairs" in placed:
+            self.loss.pairs = placed["pairs"].to(self.loss.phi.device)
+        write_phi(self.loss, placed.get("phi", record.phi))
 
     def _measure_between(self, offset: int) -> None:
         """Keep the error of ``offset`` iterations before a controller step."""
@@ -377,8 +413,9 @@ class ALALoss(BaseMetricLossFunction):
         if 0 in self.offsets or not errors:
             errors[0] = last_error
         error = discounted_mean(list(errors.values()), list(errors), self.gamma)
-        phi = read_phi(self.loss)
-        reward, entropy, action = None, None, (0.0,) * len(phi)
+        many = self._many
+        phi: Any = read_vector(self.loss) if many else read_phi(self.loss)
+        reward, entropy, action = None, None, () if many else (0.0,) * len(phi)
         usable = math.isfinite(error) and math.isfinite(value)
         if statistics is not None:
             usable = usable and bool(statistics.isfinite().all())
@@ -388,13 +425,16 @@ class ALALoss(BaseMetricLossFunction):
             self._fit_width(statistics)
             decision = self.scheme.step(phi, statistics, reward, done / self.total_steps)
             write_phi(self.loss, decision.phi)
-            phi, action, entropy = read_phi(self.loss), decision.action, decision.entropy
+            entropy = decision.entropy
+            if not many:
+                phi, action = read_phi(self.loss), decision.action
         else:
             self.scheme.drop()
         seconds = self._seconds + time.perf_counter() - begin
         self._previous_error = error if usable else None
         self._errors, self._seconds = {}, 0.0
-        record = StepRecord(done, value, error, reward, action, tuple(phi), entropy, seconds)
+        shown = () if many else tuple(phi)
+        record = StepRecord(done, value, error, reward, action, shown, entropy, seconds)
         return record, self.dropped + (not usable)
 
     def _evaluate(self, with_statistics: bool) -> tuple[float, float, torch.Tensor | None]:

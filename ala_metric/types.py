@@ -38,11 +38,14 @@ class PhiSpec:
         Closed range of the parameter, in its own unit.
     rule
         ``"additive"`` or ``"multiplicative"``.
+    scale
+        Every step is multiplied by it: parameters of one loss may move at different speeds.
 
     Raises
     ------
     ValueError
-        If the range is empty or not finite, the rule unknown, or a multiplicative range not positive.
+        If the range is empty or not finite, the rule unknown, a multiplicative range not positive, or the
+        scale not positive and finite.
 
     Examples
     --------
@@ -55,6 +58,7 @@ class PhiSpec:
     low: float
     high: float
     rule: StepRule = "additive"
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rule not in ("additive", "multiplicative"):
@@ -64,8 +68,12 @@ class PhiSpec:
         if self.rule == "multiplicative" and self.low <= 0:
             raise ValueError(f"a multiplicative PhiSpec needs low > 0, got low={self.low}")
 
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"PhiSpec.scale must be positive and finite, got {self.scale}")
+
     def step(self, value: float, size: float) -> float:
-        """Value after one step of ``size`` (not clipped to the range)."""
+        """Value after one step of ``size`` times the scale (not clipped to the range)."""
+        size *= self.scale
         return value + size if self.rule == "additive" else value * math.exp(size)
 
     def allows(self, value: float, size: float) -> bool:

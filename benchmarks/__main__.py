@@ -6,8 +6,13 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "classification": "the methods of the paper's classification tables, with their compute counted",
+    "classification_speed": "the classification loss and its controller against cross_entropy",
     "evaluation": "retrieval metrics against faiss, pytorch-metric-learning, torch and scikit-learn",
+    "memory_bank": "CrossBatchMemory against that of pytorch-metric-learning",
+    "gpu": "CUDA kernels against cuBLAS, PyTorch and its compiler, pytorch-metric-learning (see gpu.sh)",
     "kernels": "fused pair losses against torch.compile, dense PyTorch and pytorch-metric-learning",
+    "ptxas": "registers, spills and shared memory of the CUDA kernels, from the compiler",
     "study": "adaptive losses against every control at equal compute",
 }
 
@@ -16,7 +21,7 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
         print("usage: python -m benchmarks NAME [options]\n")
         for name, what in BENCHMARKS.items():
-            print(f"  {name:12} {what}")
+            print(f"  {name:20} {what}")
         return 0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2
     return importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
 

@@ -9,6 +9,10 @@ set_target_properties(torch_stub PROPERTIES OUTPUT_NAME torch LIBRARY_OUTPUT_DIR
 
 add_library(ala_metric_torch MODULE csrc/torch/binding.cpp)
 target_link_libraries(ala_metric_torch PRIVATE ala_metric torch_stub)
+if(ALA_CUDA)
+  list(APPEND ALA_PARTS cuda)
+  target_compile_definitions(ala_metric_torch PRIVATE ALA_WITH_CUDA)
+endif()
 if(APPLE)
   target_link_options(ala_metric_torch PRIVATE -undefined dynamic_lookup)
 else()

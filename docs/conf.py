@@ -11,6 +11,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 project = "ala_metric"
 author = "The ala_metric authors"
+project_copyright = "the ala_metric authors, MIT license"
 release = version = (HERE.parent / "VERSION").read_text().strip()
 html_title = f"ala_metric {version}"
 
@@ -31,7 +32,7 @@ python_use_unqualified_type_names = True
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
-smartquotes = False  # an error message must be found as it is written
+smartquotes_action = "D"  # dashes, but no quotes: an error message must be found as it is written
 
 html_theme = "furo"
 html_math_renderer = "mathml"

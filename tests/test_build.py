@@ -185,7 +185,7 @@ def test_without_a_compiler_the_package_is_pure_and_says_so(sources: Path, tmp_p
     ("mode", "message"),
     [
         ("cpu", "ALA_METRIC_BUILD=cpu, but no C++ compiler was found"),
-        ("cuda", "CUDA kernels are not part of this version"),
+        ("cuda", "ALA_METRIC_BUILD=cuda, but no C++ compiler was found"),
         ("gpu", "ALA_METRIC_BUILD must be one of auto, cpu, cuda, none, got 'gpu'"),
     ],
 )

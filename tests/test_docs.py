@@ -105,15 +105,26 @@ def test_commands_exist(command: str) -> None:
     elif program.endswith("python"):
         assert program == "python" or program == ".venv/bin/python"
         if arguments[:2] == ["-m", "benchmarks"]:
-            assert (ROOT / "benchmarks" / f"{arguments[2]}.py").is_file()
+            place = ROOT / "benchmarks" / arguments[2]
+            assert place.is_dir() or place.with_suffix(".py").is_file(), command
         elif arguments[:2] == ["-m", "pytest"]:
             assert all((ROOT / word).exists() for word in arguments[2:] if "/" in word)
         else:
             assert (ROOT / arguments[0]).is_file(), command
+    elif (ROOT / program).is_file():
+        pass  # a script of this repository
     else:
         assert program in ("pip", "cmake", "build/consumer", "pre-commit", ".venv/bin/ruff", "apt-get"), (
             command
         )
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = set()
+    for index in (DOCS / "index.md", DOCS / "api/index.md"):
+        for tree in re.findall(r"^```{toctree}\n(.*?)^```", index.read_text(encoding="utf-8"), re.M | re.S):
+            listed |= {index.parent / f"{line}.md" for line in tree.split("\n") if re.match(r"[a-z]", line)}
+    assert listed | {DOCS / "index.md"} == set(DOCS.rglob("*.md"))
 
 
 def anchors(page: Path) -> set[str]:

@@ -12,7 +12,11 @@ PACKAGES = ("ops", "losses", "metrics", "classification", "controller", "baselin
 # Rooms whose functions and losses compute something that the literature has an equation for.
 EQUATIONS = ("ops", "losses", "metrics", "classification")
 # Public there, but without an equation of their own: choices, loaders, results.
-NO_EQUATION = {"set_checks", "explain", "Choice", "PairedInterval", "RetrievalResult", "VerificationResult"}
+NO_EQUATION = {"set_checks", "explain", "available", "Choice", "PairedInterval", "RetrievalResult"} | {
+    "VerificationResult",
+    "Preset",
+    "class_scores",
+}
 
 # A formula as mathematics, or in plain text between double backticks.
 EQUATION = re.compile(r"\.\. math::|:math:|``[^`]*[=/^][^`]*``")

@@ -43,7 +43,7 @@ def run(source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_example_is_found_here() -> None:
     files = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
-    assert files == {*PROGRAMS, *NOTEBOOKS, "numpy_kernels.py"}
+    assert files == {*PROGRAMS, *NOTEBOOKS, "numpy_kernels.py", "ray_tune_race.py"}
 
 
 PROGRAMS = {
@@ -69,12 +69,29 @@ def test_numpy_program(tmp_path: Path) -> None:
     if not native_info().available:
         pytest.skip(f"native: {native_info().reason}")
     path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, EXAMPLES / "numpy_kernels.py"]
+    source = (EXAMPLES / "numpy_kernels.py").read_text() + "\nimport sys; assert 'torch' not in sys.modules\n"
+    settings = {key: value for key, value in os.environ.items() if not key.startswith("ALA_")}
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=settings | {"PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr
     assert "mean loss" in done.stdout
+
+
+def test_ray_program_without_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what is missing, and what the race would be. No test has a cluster to run it on."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(sys, "argv", ["ray_tune_race.py", "--samples", "3", "--steps", "20"])
+    with pytest.raises(SystemExit) as stopped:
+        run((EXAMPLES / "ray_tune_race.py").read_text(encoding="utf-8"), tmp_path, monkeypatch)
+    assert stopped.value.code == 1
+    assert 'pip install "ray[tune]"' in capsys.readouterr().err
 
 
 NOTEBOOKS = ("quick_start.ipynb", "your_own_loss.ipynb")

@@ -21,6 +21,7 @@ FLOOR = {
     "_ranks": 1,
     "_arguments": 1,
     "_phi": 1,
+    "_gather": 1,
     "ops": 2,
     "numpy_api": 2,
     "controller": 3,

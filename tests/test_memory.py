@@ -18,7 +18,7 @@ LIMIT = 200 * 2**20  # an N x N float32 matrix would be 1 GiB
 # batch pays for everything that is loaded once. The peak is taken from what is resident before the step, not
 # from the peak before it: loading torch can peak higher than the step does, and would hide it.
 PROBE = """
-import re, sys, torch
+import ctypes, re, sys, torch
 from ala_metric import ops
 torch.set_num_threads(1)
 name, impl, n, d = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -30,8 +30,9 @@ def step(n):
     getattr(ops, name)(x, torch.arange(n) % 512, phi, impl=impl).mean().backward()
 step(1024)
 try:
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that is kept would serve the step unseen
     open("/proc/self/clear_refs", "w").write("5")  # a new peak; without it the result is an upper bound
-except OSError:
+except (OSError, AttributeError):
     pass
 before = kib("VmRSS")
 step(n)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_metric_learning.utils import common_functions
 from torch.utils.data import DataLoader
 
 from ala_metric import data, training
@@ -95,6 +96,13 @@ def test_before_and_after_run_verbatim(number: int, tmp_path: Path, monkeypatch:
     if "lightning" in block:
         pytest.importorskip("lightning.pytorch", reason="needs Lightning: pip install lightning")
         names["module"] = lightning_module(names["model"])
+    # PML's trainers start 2 worker processes by default, which take seconds to stop
+    loader = common_functions.get_train_dataloader
+    monkeypatch.setattr(
+        common_functions,
+        "get_train_dataloader",
+        lambda data, size, sampler, _, how: loader(data, size, sampler, 0, how),
+    )
     exec(compile(block, f"README, block {number}", "exec"), names)
     if not before:
         watched = names.get("hook") or names.get("adapt") or names["loss_fn"]

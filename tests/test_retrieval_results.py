@@ -218,6 +218,21 @@ def test_faiss_counts_queries_beyond_its_depth(monkeypatch: pytest.MonkeyPatch) 
             assert torch.equal(found[0], expected[0])
 
 
+def test_faiss_searches_tensors_as_well_as_arrays() -> None:
+    """The way of CUDA tensors, walked on the CPU: faiss gives back tensors, and no array is made."""
+    pytest.importorskip("faiss.contrib.torch_utils")
+    from ala_metric.ops import _faiss
+    from ala_metric.ops._rank_strips import positives_per_query
+
+    x, labels = data(150, 12)
+    for distance in ("euclidean", "cosine"):
+        ranks = _faiss.FaissRanks(x, labels, None, None, distance)
+        ranks.tensors = True
+        found = ranks.ranks(positives_per_query(labels, None), False)
+        expected = ops.positive_ranks(x, labels, distance=distance, impl="strips", ties="both")[0]
+        assert torch.equal(found, expected)
+
+
 def test_faiss_distances_are_not_trusted() -> None:
     """An offset of 1e3 and steps of 1e-4: plain float32 products of such rows are noise."""
     pytest.importorskip("faiss")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from ..types import PhiSpec
@@ -10,19 +12,40 @@ DIAGONAL = (0.05, 1.0)
 OFF_DIAGONAL = (-1.0, 1.0)
 
 
+@lru_cache(maxsize=4)
 def class_pairs(num_classes: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns of the unordered pairs {i, j}, i = j included, row by row of the upper triangle."""
     rows, columns = torch.triu_indices(num_classes, num_classes, device=device)
     return rows, columns
 
 
-def action_specs(num_classes: int, off_diagonal: bool) -> tuple[PhiSpec, ...]:
+def first_pairs(num_classes: int, count: int) -> torch.Tensor:
+    """``[2, count]`` rows and columns of the first pairs of different classes."""
+    return torch.triu_indices(num_classes, num_classes, 1)[:, :count].contiguous()
+
+
+def action_specs(num_classes: int, off_diagonal: bool, off_diagonal_step: float) -> tuple[PhiSpec, ...]:
     """Name, range and step rule of every action, in the order of :func:`class_pairs`."""
     return tuple(
-        PhiSpec(f"phi[{i},{j}]", *(DIAGONAL if i == j else OFF_DIAGONAL))
+        PhiSpec(f"phi[{i},{j}]", *DIAGONAL)
+        if i == j
+        else PhiSpec(f"phi[{i},{j}]", *OFF_DIAGONAL, scale=off_diagonal_step)
         for i in range(num_classes)
         for j in range(i, num_classes if off_diagonal else i + 1)
     )
+
+
+def confusion_specs(count: int, off_diagonal_step: float) -> tuple[PhiSpec, ...]:
+    """The same for actions on the most confused pairs."""
+    return tuple(PhiSpec(f"confusion[{k}]", *OFF_DIAGONAL, scale=off_diagonal_step) for k in range(count))
+
+
+def checked_confusions(phi: torch.Tensor, count: int) -> torch.Tensor:
+    """Vector of actions on the most confused pairs."""
+    if phi.shape != (count,):
+        raise ValueError(f"phi must be [{count}], got {list(phi.shape)}")
+    slack = max(2e-6, 4 * torch.finfo(phi.dtype).eps)
+    return _in_range("phi", phi, OFF_DIAGONAL, slack)
 
 
 def checked_actions(phi: torch.Tensor, num_classes: int, off_diagonal: bool) -> torch.Tensor:

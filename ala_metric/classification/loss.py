@@ -11,7 +11,14 @@ from torch import nn
 
 from ..types import PhiSpec
 from .confusion import check_batch, check_targets
-from .correlations import action_specs, checked_actions, class_pairs
+from .correlations import (
+    action_specs,
+    checked_actions,
+    checked_confusions,
+    class_pairs,
+    confusion_specs,
+    first_pairs,
+)
 from .statistics import diagonal_statistics, pair_statistics
 
 Form = Literal["softplus", "sigmoid", "linear"]
@@ -55,6 +62,11 @@ class AdaptiveClassificationLoss(nn.Module):
         ``w_c y_c / w_target``, so that the linear form stays ``torch.nn.CrossEntropyLoss``.
     reduction
         "mean" (over the weights of the samples that count; 0 when there are none), "sum" or "none".
+    off_diagonal_step
+        Step of the off-diagonals in units of the controller's beta. None is ``1 / (C - 1)``, so that a row of
+        Phi moves as much off its diagonal as on it; the paper's is 1.
+    top_confusions
+        With ``off_diagonal``: act on this number of the most confused pairs only. See the notes.
 
     Raises
     ------
@@ -70,6 +82,11 @@ class AdaptiveClassificationLoss(nn.Module):
     the ``C (C + 1) / 2`` unordered pairs in the order of ``torch.triu_indices(C, C)``, off-diagonals in
     [-1, 1]. ``phi_vector`` holds their values in the same order: a controller reads ``phi`` flattened when
     it has ``len(phi_spec)`` elements, and ``phi_vector`` otherwise.
+
+    With ``top_confusions=m`` there are m actions. Each call of :meth:`statistics` assigns them to the m pairs
+    of different classes that the model confuses most (the smallest mean confusion of Eq. 7), the most
+    confused first; ``phi_vector`` and :meth:`set_phi` with a vector mean these pairs, and the rest of Phi
+    stays. The state of action k is so that of the k-th most confused pair, whichever that is.
 
     Half precision logits are computed in float32; NaN logits give a NaN loss.
 
@@ -87,6 +104,7 @@ class AdaptiveClassificationLoss(nn.Module):
 
     phi: torch.Tensor
     weight: torch.Tensor | None
+    pairs: torch.Tensor | None
     statistics_width = 2
     standardized_statistics = True  # z-scores across parameters
 
@@ -100,6 +118,8 @@ class AdaptiveClassificationLoss(nn.Module):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
+        off_diagonal_step: float | None = None,
+        top_confusions: int | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -114,7 +134,19 @@ class AdaptiveClassificationLoss(nn.Module):
             weight = torch.as_tensor(weight, dtype=torch.float32).detach().clone()
             if weight.shape != (num_classes,) or not (weight.isfinite() & (weight >= 0)).all():
                 raise ValueError(f"weight must be [{num_classes}] finite numbers >= 0, got {weight}")
+        if off_diagonal_step is None:
+            off_diagonal_step = 1.0 / (num_classes - 1)
+        if not 0.0 < off_diagonal_step < float("inf"):
+            raise ValueError(f"off_diagonal_step must be positive and finite, got {off_diagonal_step}")
+        available = num_classes * (num_classes - 1) // 2
+        if top_confusions is not None and not (off_diagonal and 1 <= top_confusions <= available):
+            raise ValueError(
+                f"top_confusions needs off_diagonal=True and 1 to {available} pairs, got {top_confusions} "
+                f"with off_diagonal={off_diagonal}"
+            )
         self.num_classes = num_classes
+        self.off_diagonal_step = float(off_diagonal_step)
+        self.top_confusions = top_confusions
         self.form = form
         self.off_diagonal = off_diagonal
         self.ignore_index = ignore_index
@@ -123,11 +155,13 @@ class AdaptiveClassificationLoss(nn.Module):
         dense = off_diagonal or num_classes <= DENSE_CLASSES
         self.register_buffer("phi", torch.eye(num_classes) if dense else torch.ones(num_classes))
         self.register_buffer("weight", weight)
+        first = None if top_confusions is None else first_pairs(num_classes, top_confusions)
+        self.register_buffer("pairs", first)  # [2, m] rows and columns of the actions
 
     @classmethod
     def paper(cls, num_classes: int) -> AdaptiveClassificationLoss:
         """Eq. 6 as printed: sigmoid form, all class pairs free."""
-        return cls(num_classes, form="sigmoid", off_diagonal=True)
+        return cls(num_classes, form="sigmoid", off_diagonal=True, off_diagonal_step=1.0)
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Loss of a batch.
@@ -162,12 +196,7 @@ class AdaptiveClassificationLoss(nn.Module):
         labels = torch.where(valid, targets, 0)
         sample_weight = None if self.weight is None else self.weight.to(logits.dtype)[labels]
         u = self._dense_u(logits, labels) if self.off_diagonal else self._diagonal_u(logits, labels)
-        if self.form == "softplus":
-            losses = -F.logsigmoid(u)
-        elif self.form == "sigmoid":
-            losses = -torch.sigmoid(u)
-        else:
-            losses = -u
+        losses = self.of_u(u)
         if sample_weight is not None:
             losses = self._divisor(sample_weight) * losses
         losses = torch.where(valid, losses, 0)
@@ -177,6 +206,12 @@ class AdaptiveClassificationLoss(nn.Module):
             return losses.sum()
         total = valid.sum() if sample_weight is None else torch.where(valid, sample_weight, 0).sum()
         return losses.sum() / torch.where(total > 0, total, 1)
+
+    def of_u(self, u: torch.Tensor) -> torch.Tensor:
+        """Loss per sample for ``u = y^T Phi log p``, by the form."""
+        if self.form == "softplus":
+            return -F.logsigmoid(u)
+        return -torch.sigmoid(u) if self.form == "sigmoid" else -u
 
     def _diagonal_u(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """``[B]`` u for a diagonal Phi: a weighted cross-entropy with phi as the weights."""
@@ -215,14 +250,23 @@ class AdaptiveClassificationLoss(nn.Module):
     @cached_property
     def phi_spec(self) -> tuple[PhiSpec, ...]:
         """Range and step rule of every action; see the class's notes for their order."""
-        return action_specs(self.num_classes, self.off_diagonal)
+        if self.top_confusions is not None:
+            return confusion_specs(self.top_confusions, self.off_diagonal_step)
+        return action_specs(self.num_classes, self.off_diagonal, self.off_diagonal_step)
 
     @property
     def phi_vector(self) -> torch.Tensor:
         """``[n_params]`` copy of the current values, in the order of ``phi_spec``."""
         if not self.off_diagonal:
             return self._diagonal().clone()
-        return self.phi[class_pairs(self.num_classes, self.phi.device)]
+        rows, columns = self._places()
+        return self.phi[rows, columns]
+
+    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and columns of the actions in Phi."""
+        if self.pairs is not None:
+            return self.pairs[0], self.pairs[1]
+        return class_pairs(self.num_classes, self.phi.device)
 
     @torch.no_grad()
     def set_phi(self, phi: torch.Tensor) -> None:
@@ -241,11 +285,14 @@ class AdaptiveClassificationLoss(nn.Module):
             clipped), or the matrix not symmetric. Nothing has changed then.
         """
         phi = torch.as_tensor(phi).detach().to(self.phi.device, self.phi.dtype)
-        vector = checked_actions(phi, self.num_classes, self.off_diagonal)
+        if self.top_confusions is not None and phi.ndim == 1:
+            vector, (rows, columns) = checked_confusions(phi, self.top_confusions), self._places()
+        else:
+            vector = checked_actions(phi, self.num_classes, self.off_diagonal)
+            rows, columns = class_pairs(self.num_classes, phi.device)
         if not self.off_diagonal:
             self._diagonal().copy_(vector)
             return
-        rows, columns = class_pairs(self.num_classes, phi.device)
         self.phi[rows, columns] = vector
         self.phi[columns, rows] = vector
 
@@ -282,7 +329,13 @@ class AdaptiveClassificationLoss(nn.Module):
         check_targets(targets, self.num_classes)
         if bad := int((~outputs.amax(1).isfinite()).sum()):
             raise ValueError(f"outputs have no log-softmax (NaN or infinite) in {bad} of {len(outputs)} rows")
-        return (pair_statistics if self.off_diagonal else diagonal_statistics)(outputs, targets)
+        if not self.off_diagonal:
+            return diagonal_statistics(outputs, targets)
+        if self.top_confusions is None:
+            return pair_statistics(outputs, targets)[0]
+        statistics, order = pair_statistics(outputs, targets, self.top_confusions)
+        self.pairs = torch.stack(class_pairs(self.num_classes, self.phi.device))[:, order.to(self.phi.device)]
+        return statistics
 
     def extra_repr(self) -> str:
         """Arguments that shape the loss."""

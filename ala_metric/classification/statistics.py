@@ -20,8 +20,14 @@ def diagonal_statistics(logits: torch.Tensor, targets: torch.Tensor) -> torch.Te
     return torch.stack((scores, torch.zeros_like(scores)), 1).float()
 
 
-def pair_statistics(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """``[C (C + 1) / 2, 2]``: mean and half gap of the two confusions of every unordered pair."""
+def pair_statistics(
+    logits: torch.Tensor, targets: torch.Tensor, top: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[C (C + 1) / 2, 2]``: mean and half gap of the two confusions of every unordered pair.
+
+    With ``top`` only the rows of so many pairs of different classes, the most confused first; the second
+    result says which they are. Ties go to the earlier pair, and unknown pairs come last.
+    """
     num_classes = logits.shape[1]
     log_probs = logits.double().log_softmax(1).clamp_min(-_LARGEST)
     confusion = class_confusion(log_probs, targets, num_classes)
@@ -30,8 +36,12 @@ def pair_statistics(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
     known, on = present[rows] & present[columns], rows == columns
     forth, back = confusion[rows, columns], confusion[columns, rows]
     features = (forth + back) / 2, (forth - back).abs() / 2
-    scores = [_z_score(f, known & on) + _z_score(f, known & ~on) for f in features]
-    return torch.stack(scores, 1).float()
+    scores = torch.stack([_z_score(f, known & on) + _z_score(f, known & ~on) for f in features], 1).float()
+    if top is None:
+        return scores, torch.arange(len(scores), device=scores.device)
+    distance = features[0].masked_fill(~known, torch.finfo(torch.float64).max)
+    order = distance.masked_fill(on, torch.inf).argsort(stable=True)[:top]
+    return scores[order], order
 
 
 def _z_score(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -128,14 +129,17 @@ class Experiment:
         return [spec.name for spec in self.loss_fn.phi_spec]
 
 
-def build(options: TrainOptions, splits: Splits) -> Experiment:
-    """Make the parts of one run; weights, batches and controller are functions of the seed alone."""
+def build(options: TrainOptions, splits: Splits, loss: Callable[[], Any] | None = None) -> Experiment:
+    """Make the parts of one run; weights, batches and controller are functions of the seed alone.
+
+    ``loss`` makes the adaptive loss; without it, it is that of the options.
+    """
     torch.manual_seed(options.seed)
     device = pick_device(options.device)
     model = make_network(options, splits).to(device)
     validation = Validation(model, splits.validation, loader_workers(options.loader_workers, splits))
     loss_fn = ALALoss(
-        make_loss(options, splits),
+        make_loss(options, splits) if loss is None else loss(),
         metric=tasks.validation_metric(splits),
         validate=validation,
         total_steps=options.steps,
@@ -143,7 +147,7 @@ def build(options: TrainOptions, splits: Splits) -> Experiment:
         seed=options.seed,
         mode="fixed" if options.mode == "paired" or options.mode == "race" else options.mode,
     ).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
+    optimizer = torch.optim.Adam([*model.parameters(), *loss_fn.parameters()], lr=options.lr)
     miner = None
     if options.miner == "semihard":
         miner = TripletMarginMiner(margin=SEMIHARD_MARGIN, type_of_triplets="semihard")

@@ -1,4 +1,4 @@
-"""The command ``ala-metric``: demo, train, eval, plot, data and doctor."""
+"""The command ``ala-metric``: demo, tune, train, eval, plot, policy, data and doctor."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from .arguments import UsageError, add_options, build_options
 
 COMMANDS: dict[str, type] = {
     "demo": options.DemoOptions,
+    "tune": options.TuneOptions,
     "train": options.TrainOptions,
     "eval": options.EvalOptions,
     "plot": options.PlotOptions,
+    "policy": options.PolicyOptions,
     "data": options.DataOptions,
     "doctor": options.DoctorOptions,
 }

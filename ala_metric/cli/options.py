@@ -14,11 +14,16 @@ from .arguments import option
 DataName = Literal["digits", "glyphs"]
 FileDataName = Literal["sop", "lfw", "webface", "cifar10", "cifar100", "imagenet"]
 TrainDataName = Literal["digits", "glyphs", "sop", "lfw", "webface", "cifar10", "cifar100", "imagenet"]
+TuneDataName = Literal["digits", "glyphs", "sop"]
 LossName = Literal["mixture", "focal"]
 TrainLossName = Literal["mixture", "focal", "correlation"]
 ModeName = Literal["paper", "fixed", "uniform", "random_walk", "random_static"]
 TrainModeName = Literal["paper", "fixed", "uniform", "random_walk", "random_static", "paired", "race"]
 MinerName = Literal["semihard", "none"]
+ClassDataName = Literal["digits", "glyphs", "cifar10", "cifar100", "imagenet"]
+NetworkName = Literal["perceptron", "convnet", "resnet32", "wrn", "densenet", "nasnet"]
+OptimizerName = Literal["sgd", "rmsprop", "powersign"]
+PresetName = Literal["default", "paper"]
 DistanceName = Literal["cosine", "euclidean"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 ImplName = Literal["auto", "native", "strips", "reference"]
@@ -84,6 +89,30 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """Which margin, temperature, scale? Race a loss's parameters; compare the winner with the defaults."""
+
+    loss: str = option("MultiSimilarityLoss", "class of pytorch-metric-learning, see losses.available()")
+    data: TuneDataName = option("glyphs", "images to train on")
+    root: Path | None = option(None, "folder with the files of the data set; see docs/datasets.md")
+    image_size: int | None = option(None, "pixels that image files are resized to; 64", at_least=8)
+    budget: float = option(4.0, "compute of the race, in trainings of that many steps", at_least=1.5)
+    miner: MinerName = option("none", "triplets the loss is given; it changes which values are good")
+    steps: int = option(600, "training steps of one training", at_least=20)
+    seed: int = option(0, "seed of weights, batches and draws", at_least=0, below=2**31)
+    classes_per_batch: int | None = option(None, "classes in a batch; 32, or all if fewer", at_least=2)
+    samples_per_class: int = option(4, "images of each class in a batch", at_least=2)
+    lr: float = option(1e-3, "learning rate of Adam", at_least=0)
+    dim: int = option(64, "numbers in an embedding", at_least=1)
+    device: DeviceName = option("auto", "where to train")
+    threads: int | None = option(None, "threads that torch may use; its own choice if not given", at_least=1)
+    loader_workers: int | None = option(
+        None, "processes that decode image files; one per core, at most 8", at_least=0
+    )
+    out: Path | None = option(None, "JSON file to write the answer to")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions:
     """Measure a trained run on its test split, or embeddings of your own."""
 
@@ -109,6 +138,32 @@ class PlotOptions:
 
     run: Path | None = option(None, "a run's folder", positional=True)
     out: Path | None = option(None, "picture to write (.png or .svg); history.png in the folder if not given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions:
+    """Learn a policy for class correlations, look at one, or train with it."""
+
+    action: Literal["train", "show", "apply"] | None = option(None, "train, show or apply", positional=True)
+    file: Path | None = option(None, "the policy: written by train, read by show and apply", positional=True)
+    data: ClassDataName = option("digits", "images to classify")
+    root: Path | None = option(None, "folder with the files of the data set; see docs/datasets.md")
+    image_size: int | None = option(None, "pixels that image files are resized to; 64", at_least=8)
+    classes: int = option(
+        100, "classes of glyphs; the other data sets have a number of their own", at_least=2
+    )
+    network: NetworkName = option("convnet", "network; nasnet needs timm")
+    optimizer: OptimizerName = option("sgd", "what trains the network")
+    preset: PresetName = option("default", "form of the loss and settings of the controller")
+    fine_tune: bool = option(False, "apply: go on learning the policy, instead of acting by it as it is")
+    save: Path | None = option(None, "apply: file for the policy after fine-tuning")
+    steps: int = option(600, "training steps", at_least=1)
+    every: int | None = option(
+        None, "training steps between two actions; 10, and 200 in the preset paper", at_least=1
+    )
+    seed: int = option(0, "seed of weights, batches and controller", at_least=0, below=2**31)
+    lr: float | None = option(None, "learning rate; 0.05, and 0.001 with rmsprop", at_least=0)
+    device: DeviceName = option("auto", "where to train")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from .critic import Critic
 from .critic_file import load_critic, save_critic
 from .group import GroupController
 from .learner import ControllerSettings, Episode, Learner
+from .many import MANY, ManyController
 from .policy import Policy
 from .policy_file import load_policy, save_policy
 from .proposals import mutation, prior_draw
@@ -16,12 +17,14 @@ from .state import StateHistory, range_coordinate, state_width
 from .unit_cube import from_unit, to_unit
 
 __all__ = [
+    "MANY",
     "Controller",
     "ControllerSettings",
     "Critic",
     "Episode",
     "GroupController",
     "Learner",
+    "ManyController",
     "Policy",
     "StateHistory",
     "check_policy",

@@ -117,11 +117,7 @@ class Controller:
         if statistics is None:
             raise ValueError("the controller needs statistics, got None")
         self.history.observe(statistics)
-        if reward is not None and self._pending is not None:
-            value = torch.tensor(float(reward), dtype=torch.float32, device="cpu")
-            if not torch.isfinite(value):
-                raise ValueError(f"reward must be finite or None, got {reward}")
-            self.learner.learn(self._pending._replace(reward=value))
+        self._learn(reward)
         states = self.history.encode(phi, progress)
         allowed = allowed_actions(self.phi_spec, phi, self.beta)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -135,6 +131,14 @@ class Controller:
         )
         moved, action = take_actions(self.phi_spec, phi, self._pending.choice, self.beta)
         return Decision(tuple(moved), tuple(action), float(entropy))
+
+    def _learn(self, reward: float | None) -> None:
+        """Learn from the reward of the action in flight, where it is known."""
+        if reward is not None and self._pending is not None:
+            value = torch.tensor(float(reward), dtype=torch.float32, device="cpu")
+            if not torch.isfinite(value):
+                raise ValueError(f"reward must be finite or None, got {reward}")
+            self.learner.learn(self._pending._replace(reward=value))
 
     def drop(self) -> None:
         """Forget the previous action: its reward cannot be known."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from .cache import cache_folder
 from .cifar import load_cifar10, load_cifar100
+from .class_splits import class_splits
 from .digits import load_digits
 from .expected import EXPECTED, counts
 from .glyphs import load_glyphs
@@ -29,6 +30,7 @@ __all__ = [
     "ImageSet",
     "Splits",
     "cache_folder",
+    "class_splits",
     "counts",
     "load",
     "load_cifar10",

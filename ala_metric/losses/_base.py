@@ -16,6 +16,17 @@ from . import _distance
 LossDict = dict[str, dict[str, Any]]
 
 
+def check_phi(phi: Tensor, phi_spec: Sequence[PhiSpec]) -> Tensor:
+    """``phi`` as a tensor; ValueError on another shape, NaN, or a value outside its range."""
+    phi = torch.as_tensor(phi)
+    if phi.shape != (len(phi_spec),):
+        raise ValueError(f"phi must have shape [{len(phi_spec)}], got {tuple(phi.shape)}")
+    for spec, value in zip(phi_spec, phi.tolist()):
+        if not spec.allows(value, 0.0):
+            raise ValueError(f"{spec.name} must lie in [{spec.low}, {spec.high}], got {value}")
+    return phi
+
+
 class AdaptivePairLoss(BaseMetricLossFunction):
     """A pytorch-metric-learning loss with a parameter buffer ``phi`` that a controller may move."""
 
@@ -49,14 +60,8 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         ValueError
             On another shape, NaN, or a value outside its range in ``phi_spec``; nothing is changed then.
         """
-        phi = torch.as_tensor(phi)
-        if phi.shape != (len(self.phi_spec),):
-            raise ValueError(f"phi must have shape [{len(self.phi_spec)}], got {tuple(phi.shape)}")
-        for spec, value in zip(self.phi_spec, phi.tolist()):
-            if not spec.allows(value, 0.0):
-                raise ValueError(f"{spec.name} must lie in [{spec.low}, {spec.high}], got {value}")
         with torch.no_grad():
-            self.phi.copy_(phi)
+            self.phi.copy_(check_phi(phi, self.phi_spec))
 
     def compute_loss(
         self,
@@ -97,6 +102,19 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         self, matrix: Tensor, positive: Tensor, negative: Tensor, phi: Tensor
     ) -> LossDict:
         """Loss over all pairs of a distance matrix [N, M]."""
+        raise NotImplementedError
+
+    def partial(
+        self, x: Tensor, labels: Tensor, y: Tensor, ref_labels: Tensor, own: Tensor | None, phi: Tensor
+    ) -> Tensor:
+        """What the loss needs to know of the pairs with a part of the references, shape [s, N].
+
+        ``own`` is the row of ``y`` that is each anchor itself, and no pair of it; None: there are no such.
+        """
+        raise NotImplementedError
+
+    def merge(self, partials: Tensor, phi: Tensor) -> Tensor:
+        """Loss per anchor [N] from :meth:`partial` of all parts, shape [parts, s, N]."""
         raise NotImplementedError
 
     def mined(self, pairs: _RowPairs | _MatrixPairs, indices: tuple[Tensor, ...], phi: Tensor) -> LossDict:
@@ -146,6 +164,26 @@ class _MatrixPairs:
 
     def distance(self, anchors: Tensor, others: Tensor) -> Tensor:
         return self.matrix[anchors.long(), others.long()]
+
+
+def positive_pairs(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Anchors and references of all positive pairs, and how many each anchor has, without an N x M mask."""
+    order = torch.argsort(ref_labels, stable=True)
+    ascending = ref_labels[order]
+    first = torch.searchsorted(ascending, labels)
+    counts = torch.searchsorted(ascending, labels, right=True) - first
+    anchors = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(counts)
+    place = (
+        torch.arange(anchors.shape[0], device=labels.device) - (counts.cumsum(0) - counts - first)[anchors]
+    )
+    return anchors, order[place], counts
+
+
+def listed_rows(y: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The listed rows and their places, where they are fewer than all: an op need not look at the rest."""
+    if others.shape[0] >= y.shape[0]:
+        return y, others
+    return y[others], torch.arange(others.shape[0], device=others.device)
 
 
 def _needed(labels: Tensor | None) -> Tensor:

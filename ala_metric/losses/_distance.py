@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import ops
 from .._pml import BaseDistance, CosineSimilarity, LpDistance
+from ..types import Impl
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -46,3 +48,10 @@ def check_distance(distance: BaseDistance) -> None:
         raise ValueError(
             f"distance must grow with dissimilarity (or be CosineSimilarity), got {type(distance).__name__}"
         )
+
+
+def mean_distances(rows: Tensor, targets: Tensor, impl: Impl = "auto") -> Tensor:
+    """Mean Euclidean distance of the positive and of the negative pairs, shape [2]; 0 without such pairs."""
+    means = ops.distance_statistics(rows, targets, impl=impl)
+    no_negatives = means[5] == 0  # 0.5/d is positive wherever there is a pair
+    return torch.stack([means[1], torch.where(no_negatives, 0, 2 - means[6])])  # F+_2 = d, F-_2 = 2 - d

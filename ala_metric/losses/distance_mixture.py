@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import ops
 from ..types import Impl, PhiSpec
 from . import _distance
-from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, term
+from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, listed_rows, positive_pairs, term
 
 _DEFAULT = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)  # d^2 for positives, 0.5/d for negatives
 
@@ -97,6 +98,28 @@ class DistanceMixtureLoss(AdaptivePairLoss):
     ) -> LossDict:
         """One loss per anchor over all pairs of a distance matrix."""
         return self.per_anchor(ops.mixture_of_matrix(matrix, positive, negative, phi))
+
+    def partial(
+        self, x: Tensor, labels: Tensor, y: Tensor, ref_labels: Tensor, own: Tensor | None, phi: Tensor
+    ) -> Tensor:
+        """Sums of the mixture over the positive and the negative pairs, and the numbers of pairs."""
+        means = ops.distance_mixture(x, labels, phi, ref_emb=y, ref_labels=ref_labels, impl=self.impl)
+        anchors, others, positives = positive_pairs(labels, ref_labels)
+        rows, places = listed_rows(y, others)
+        pull = _RowPairs(x, rows, self.impl).mixture(anchors, places, phi[:5], positive=True)
+        zero = torch.zeros_like(means)
+        negatives = y.shape[0] - positives
+        pushed = (means - zero.index_add(0, anchors, pull) / positives.clamp_min(1)) * negatives
+        if own is not None:
+            foreign = others != own[anchors]
+            anchors, pull, positives = anchors[foreign], pull[foreign], positives - 1
+        pulled = zero.index_add(0, anchors, pull)
+        return torch.stack([pulled, pushed, positives.to(pulled), negatives.to(pulled)])
+
+    def merge(self, partials: Tensor, phi: Tensor) -> Tensor:
+        """Means of the pairs of all parts."""
+        pulled, pushed, positives, negatives = partials.sum(0)
+        return pulled / positives.clamp_min(1) + pushed / negatives.clamp_min(1)
 
     def mined(self, pairs: _RowPairs | _MatrixPairs, indices: tuple[Tensor, ...], phi: Tensor) -> LossDict:
         """One loss per triplet, or one per positive and one per negative pair."""

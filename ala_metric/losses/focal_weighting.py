@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..types import Impl, PhiSpec
 from . import _distance
-from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs
+from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, listed_rows, positive_pairs
 
 
 class FocalWeightingLoss(AdaptivePairLoss):
@@ -90,10 +90,7 @@ class FocalWeightingLoss(AdaptivePairLoss):
             As :func:`ala_metric.ops.distance_statistics`.
         """
         rows = _distance.rows(self.distance, outputs.detach())
-        means = ops.distance_statistics(rows, targets, impl=self.impl)
-        no_negatives = means[5] == 0  # 0.5/d is positive wherever there is a pair
-        negative = torch.where(no_negatives, 0, 2 - means[6])  # F-_2 = 2 - d
-        return torch.stack([means[1], negative])[:, None]
+        return _distance.mean_distances(rows, targets, self.impl)[:, None]
 
     def all_pairs(
         self, x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None, phi: Tensor
@@ -110,6 +107,29 @@ class FocalWeightingLoss(AdaptivePairLoss):
     ) -> LossDict:
         """One loss per anchor over all pairs of a distance matrix."""
         return self.per_anchor(ops.focal_of_matrix(matrix, positive, negative, phi, self.offset))
+
+    def partial(
+        self, x: Tensor, labels: Tensor, y: Tensor, ref_labels: Tensor, own: Tensor | None, phi: Tensor
+    ) -> Tensor:
+        """``log(1 + sum exp)`` over the positive and over the negative pairs."""
+        both = ops.focal_weighting(
+            x, labels, phi, offset=self.offset, ref_emb=y, ref_labels=ref_labels, impl=self.impl
+        )
+        anchors, others, positives = positive_pairs(labels, ref_labels)
+        rows, places = listed_rows(y, others)
+        centred = _RowPairs(x, rows, self.impl).distance(anchors, places) - self.offset
+        pull = log1p_sum_exp(phi[0] * centred, anchors, x.shape[0])
+        push = torch.where(positives < y.shape[0], phi[1] * (both - pull / phi[0]), 0)
+        if own is not None:
+            foreign = others != own[anchors]
+            pull = log1p_sum_exp(phi[0] * centred[foreign], anchors[foreign], x.shape[0])
+        return torch.stack([pull, push])
+
+    def merge(self, partials: Tensor, phi: Tensor) -> Tensor:
+        """Log-sum-exp of all parts, each of which counts the 1 once."""
+        top = partials.detach().amax(0)
+        rest = torch.exp(partials - top).sum(0) - (partials.shape[0] - 1) * torch.exp(-top)
+        return ((top + rest.log()) / phi[:, None]).sum(0)
 
     def mined(self, pairs: _RowPairs | _MatrixPairs, indices: tuple[Tensor, ...], phi: Tensor) -> LossDict:
         """One loss per anchor over the set of its listed pairs."""

@@ -64,13 +64,21 @@ class FaissRanks(RankStrips):
     ) -> None:
         self.faiss = load_faiss()
         self.device = emb.device
+        # a faiss without GPU support has no get_num_gpus
+        self.has_gpu = getattr(self.faiss, "get_num_gpus", lambda: 0)() > 0
+        self.tensors = emb.is_cuda and self.has_gpu
+        if self.tensors:  # then faiss searches the tensors where they are
+            import faiss.contrib.torch_utils  # noqa: F401
+
+            super().__init__(emb, labels, ref_emb, ref_labels, distance)
+            return
         if ref_emb is not None and ref_labels is not None:
             ref_emb, ref_labels = ref_emb.cpu(), ref_labels.cpu()
         super().__init__(emb.cpu(), labels.cpu(), ref_emb, ref_labels, distance)
 
     def ranks(self, positives: Tensor, first_only: bool) -> Tensor:
         """Pessimistic and optimistic ranks [2, ...] of all queries."""
-        return super().ranks(positives.cpu(), first_only).to(self.device)
+        return super().ranks(positives.to(self.labels.device), first_only).to(self.device)
 
     def count(self, rows: Tensor, wanted: Tensor, starts: Tensor, found: Tensor) -> None:
         """Write the ranks of the ``wanted`` nearest positives of queries ``rows`` to ``found``."""
@@ -87,9 +95,9 @@ class FaissRanks(RankStrips):
             for part in chunks(len(rows), _QUERIES):
                 strip = rows[part]
                 reach = 1.0 if self.cosine else (self.queries[strip].norm(dim=1) + length) ** 2
-                slack = torch.as_tensor(rounding * reach).expand(len(strip))
-                near, key = index.search(self.queries[strip].float().numpy(), k)[::-1]
-                done = self._settle(strip, torch.from_numpy(near), key, slack, wanted, starts, found)
+                slack = torch.as_tensor(rounding * reach, device=rows.device).expand(len(strip))
+                key, near = self._search(index, self.queries[strip].float(), k)
+                done = self._settle(strip, near, key, slack, wanted, starts, found)
                 left.append(strip[~done])
             rows = torch.cat(left)
             if k == m or not len(rows):
@@ -99,27 +107,36 @@ class FaissRanks(RankStrips):
     def _index(self) -> Any:
         d = self.references.shape[1]
         index = self.faiss.IndexFlatIP(d) if self.cosine else self.faiss.IndexFlatL2(d)
-        # a faiss without GPU support has no get_num_gpus
-        if getattr(self.faiss, "get_num_gpus", lambda: 0)() > 0:
-            resources = self.faiss.StandardGpuResources()
-            resources.setTempMemory(GPU_TEMPORARY_BYTES)
-            index = self.faiss.index_cpu_to_gpu(resources, 0, index)
-        index.add(self.references.float().numpy())
+        if self.has_gpu:
+            self.resources = self.faiss.StandardGpuResources()
+            self.resources.setTempMemory(GPU_TEMPORARY_BYTES)
+            card = (self.device.index or 0) if self.tensors else 0
+            index = self.faiss.index_cpu_to_gpu(self.resources, card, index)
+        references = self.references.float()
+        index.add(references if self.tensors else references.numpy())
         return index
+
+    def _search(self, index: Any, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Keys and numbers [c, k] of the nearest references."""
+        if self.tensors:
+            key, near = index.search(queries, k)
+        else:
+            key, near = map(torch.from_numpy, index.search(queries.numpy(), k))
+        return key, near
 
     def _settle(
         self,
         rows: Tensor,
         near: Tensor,
-        found_key: Any,
+        found_key: Tensor,
         slack: Tensor,
         wanted: Tensor,
         starts: Tensor,
         found: Tensor,
     ) -> Tensor:
         """Write the ranks of the ``rows`` for which the candidates ``near`` [c, k] suffice; say which."""
-        done = torch.zeros(len(rows), dtype=torch.bool)
-        key = torch.from_numpy(found_key).double() * (-1 if self.cosine else 1)
+        done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        key = found_key.double() * (-1 if self.cosine else 1)
         same = self.labels[rows, None] == self.ref_labels[near]
         negative = ~same
         if self.symmetric:

@@ -10,7 +10,7 @@ import torch
 from .. import _native
 from ..types import Impl
 
-NATIVE_CPU_OPS: tuple[str, ...] = (
+NATIVE_OPS: tuple[str, ...] = (
     "pairwise_distance",
     "distance_mixture",
     "focal_weighting",
@@ -19,7 +19,7 @@ NATIVE_CPU_OPS: tuple[str, ...] = (
     "mixture_triplets",
     "positive_ranks",
 )
-OPS = NATIVE_CPU_OPS
+OPS = NATIVE_OPS
 _log = logging.getLogger("ala_metric")
 _noticed = False
 
@@ -51,9 +51,11 @@ def _native_obstacle(op: str, device: torch.device) -> str | None:
     info = _native.native_info()
     if not info.available:
         return info.reason
-    if device.type != "cpu":
+    if device.type == "cuda" and not info.cuda_available:
+        return info.cuda_reason
+    if device.type not in ("cpu", "cuda"):
         return f"no native kernel for {device.type} in this version"
-    if op not in NATIVE_CPU_OPS:
+    if op not in NATIVE_OPS:
         return "no native kernel for this op in this version"
     return None
 

@@ -39,10 +39,10 @@ def distance_mixture(
     ref_labels: Tensor | None = None,
 ) -> Tensor:
     """Loss per anchor [N]; see :func:`ala_metric.ops.distance_mixture`."""
-    result: Tensor = _ops.distance_mixture(
-        emb, labels.contiguous(), _parameters(phi), ref_emb, _packed(ref_labels), *_wanted(emb, ref_emb, phi)
-    )[0]
-    return result
+    wanted = _wanted(emb, ref_emb, phi)
+    return _loss(
+        "distance_mixture", emb, labels.contiguous(), _parameters(phi), ref_emb, _packed(ref_labels), *wanted
+    )
 
 
 def focal_weighting(
@@ -56,10 +56,8 @@ def focal_weighting(
 ) -> Tensor:
     """Loss per anchor [N]; see :func:`ala_metric.ops.focal_weighting`."""
     wanted = _wanted(emb, ref_emb, phi)
-    result: Tensor = _ops.focal_weighting(
-        emb, labels.contiguous(), _parameters(phi), offset, ref_emb, _packed(ref_labels), *wanted
-    )[0]
-    return result
+    labels, ref_labels = labels.contiguous(), _packed(ref_labels)
+    return _loss("focal_weighting", emb, labels, _parameters(phi), offset, ref_emb, ref_labels, *wanted)
 
 
 def distance_statistics(
@@ -124,6 +122,8 @@ def positive_ranks(
 
 
 def _parameters(phi: Tensor) -> Tensor:
+    if phi.is_cuda:  # the kernels read it themselves, as doubles: nothing waits for its values
+        return phi.double().contiguous()
     return phi if phi.dtype in (torch.float32, torch.float64) else phi.float()
 
 
@@ -135,6 +135,16 @@ def _wanted(*inputs: Tensor | None) -> tuple[bool, ...]:
     """Which inputs need a gradient."""
     recording = torch.is_grad_enabled()
     return tuple(recording and x is not None and x.requires_grad for x in inputs)
+
+
+def _loss(name: str, *inputs: Any) -> Tensor:
+    """First result of an operator. Outside of a trace its autograd is a plain Function: half the overhead."""
+    result: Tensor
+    if torch.compiler.is_compiling() or not any(inputs[-3:]):
+        result = getattr(_ops, name)(*inputs)[0]
+    else:
+        result = _functions[name].apply(*inputs)
+    return result
 
 
 def _new(emb: Tensor, *shape: int) -> Tensor:
@@ -278,6 +288,16 @@ def _pairwise_distance_backward(ctx: Any, grad: Tensor) -> Gradients:
     return _as(grad_x, x, x_grad), _as(grad_y, y, y_grad)
 
 
+def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
+    """Unit gradients times the weight that all anchors share, on CUDA, where values are not looked at.
+
+    After ``sum()`` or ``mean()`` the gradient is one number, expanded; its strides say so.
+    """
+    if not grad.is_cuda or grad.ndim != 1 or grad.shape[0] == 0 or grad.stride(0) != 0:
+        return None
+    return tuple(unit * grad[0] for unit in units)
+
+
 def _save_distance_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     emb, labels, phi, ref_emb, ref_labels, *ctx.wanted = inputs
     _, *units = output
@@ -290,7 +310,7 @@ def _distance_mixture_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradi
     if grad is None:
         return (None,) * 8
     emb, labels, phi, ref_emb, ref_labels, *units = ctx.saved_tensors
-    gradients = _ops.distance_mixture_backward(
+    gradients = _scaled(grad, units) or _ops.distance_mixture_backward(
         grad.contiguous(), emb, labels, phi, ref_emb, ref_labels, *units
     )
     grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), ctx.wanted)
@@ -309,7 +329,7 @@ def _focal_weighting_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradie
     if grad is None:
         return (None,) * 9
     emb, labels, phi, ref_emb, ref_labels, *kept = ctx.saved_tensors
-    gradients = _ops.focal_weighting_backward(
+    gradients = _scaled(grad, kept[1:]) or _ops.focal_weighting_backward(
         grad.contiguous(), emb, labels, phi, ctx.offset, ref_emb, ref_labels, *kept
     )
     grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), ctx.wanted)
@@ -343,6 +363,35 @@ def _mixture_triplets_backward(ctx: Any, grad: Tensor) -> Gradients:
     gradients = _ops.mixture_triplets_backward(grad.contiguous(), emb, *lists, phi, ref_emb, *wanted)
     grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), wanted)
     return grad_emb, None, None, None, grad_phi, grad_ref
+
+
+class _DistanceMixture(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _ops.distance_mixture(*inputs)
+        _save_distance_mixture(ctx, inputs, output)
+        result: Tensor = output[0]
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Gradients:
+        return _distance_mixture_backward(ctx, grad)
+
+
+class _FocalWeighting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _ops.focal_weighting(*inputs)
+        _save_focal_weighting(ctx, inputs, output)
+        result: Tensor = output[0]
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Gradients:
+        return _focal_weighting_backward(ctx, grad)
+
+
+_functions = {"distance_mixture": _DistanceMixture, "focal_weighting": _FocalWeighting}
 
 
 def _register(

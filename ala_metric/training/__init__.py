@@ -1,7 +1,8 @@
-"""Training: one loop, children that race or fork, embeddings, safe checkpoints, and loggers."""
+"""Training: one loop, children that race or fork, networks, embeddings, safe checkpoints, and loggers."""
 
 from __future__ import annotations
 
+from . import models
 from .arm import ArmRecord, StageRecord
 from .checkpoint import load_checkpoint, save_checkpoint
 from .embed import embed
@@ -13,6 +14,7 @@ from .measure import MeanLogProbability, smooth_metric
 from .meter import Meter
 from .networks import SmallConvNet
 from .paired import PairedSettings
+from .powersign import PowerSign
 from .race import RaceSettings
 from .result import FitResult
 from .surrogates import balanced_cross_entropy, nca
@@ -26,6 +28,7 @@ __all__ = [
     "MeanLogProbability",
     "Meter",
     "PairedSettings",
+    "PowerSign",
     "RaceSettings",
     "SmallConvNet",
     "StageRecord",
@@ -36,6 +39,7 @@ __all__ = [
     "fit",
     "flatten",
     "load_checkpoint",
+    "models",
     "nca",
     "save_checkpoint",
     "smooth_metric",

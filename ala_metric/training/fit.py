@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from torch import nn
 
 from .._phi import read_phi
 from ..ala_loss import ALALoss
+from ..controller import MANY
 from ..data import ClassBalancedSampler
 from ..types import CheckpointError
 from .arm import Phi
@@ -239,7 +240,7 @@ def _fit_alone(
         resumed_at,
         tuple(losses),
         time.perf_counter() - started,
-        phi=tuple(read_phi(loss_fn.loss)) if isinstance(loss_fn, ALALoss) else (),
+        phi=tuple(_phi_of(loss_fn)),
         phi_history=tuple(phi_history),
         compute=meter,
     )
@@ -247,10 +248,14 @@ def _fit_alone(
 
 def _note_phi(history: list[tuple[int, Phi]], step: int, loss_fn: Any) -> None:
     """Remember the parameters that the step after ``step`` was trained with, where they are new."""
-    if isinstance(loss_fn, ALALoss):
-        phi = tuple(read_phi(loss_fn.loss))
-        if not history or history[-1][1] != phi:
-            history.append((step, phi))
+    phi = tuple(_phi_of(loss_fn))
+    if phi and (not history or history[-1][1] != phi):
+        history.append((step, phi))
+
+
+def _phi_of(loss_fn: Any) -> Sequence[float]:
+    """Parameters of an adaptive loss; none where there are too many for a record."""
+    return read_phi(loss_fn.loss) if isinstance(loss_fn, ALALoss) and len(loss_fn.phi_spec) <= MANY else ()
 
 
 def _checked_target(

@@ -21,7 +21,7 @@ struct DistanceOp {
     static constexpr bool kGradient = DistanceOp::kGradient, kStores = DistanceOp::kStores;
     Tile(DistanceOp& op, int64_t, int64_t, int64_t i0, int64_t j0, int64_t rows, int64_t cols, bool diagonal)
         : op_(op), i0_(i0), j0_(j0), rows_(rows), cols_(cols), diagonal_(diagonal) {}
-    void begin_row(int64_t, const T*, const T*) {}
+    void begin_row(int64_t, int64_t, const T*, const T*) {}
     template <bool kMasked>
     ALA_HD V pair(V d, V, int, typename Simd<T>::Mask) {
       return d;
@@ -33,8 +33,7 @@ struct DistanceOp {
         std::memcpy(op_.out + (i0_ + i) * op_.stride + j0_, tile + i * stride,
                     static_cast<size_t>(cols_) * sizeof(T));
       if (!op_.symmetric) return;
-      // The mirrored half; on the diagonal tile the upper half decides, so that the result is symmetric to
-      // the bit.
+      // The mirrored half; on the diagonal tile only the upper half was visited.
       for (int64_t j = 0; j < cols_; ++j)
         for (int64_t i = 0; i < (diagonal_ ? j : rows_); ++i)
           op_.out[(j0_ + j) * op_.stride + i0_ + i] = tile[i * stride + j];
@@ -84,7 +83,7 @@ struct DistanceBackwardOp {
         : op_(op), i0_(i0), j0_(j0), cols_(cols) {
       std::memset(row_grad_, 0, sizeof row_grad_);
     }
-    void begin_row(int64_t i, const T*, const T*) {
+    void begin_row(int64_t i, int64_t, const T*, const T*) {
       for (int64_t j = 0; j < cols_; ++j) row_grad_[j] = op_.at(i0_ + i, j0_ + j);
       if (op_.symmetric)
         for (int64_t j = 0; j < cols_; ++j) row_grad_[j] += op_.at(j0_ + j, i0_ + i);

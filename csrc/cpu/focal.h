@@ -123,12 +123,12 @@ struct FocalNarrowSums {
   class Tile {
    public:
     static constexpr bool kGradient = FocalNarrowSums::kGradient, kStores = FocalNarrowSums::kStores;
-    Tile(FocalNarrowSums& op, int64_t, int64_t, int64_t i0, int64_t j0, int64_t, int64_t cols, bool diagonal)
-        : data_(op.data), i0_(i0), j0_(j0), cols_(cols), diagonal_(diagonal), exponent_(op.data, 0) {
+    Tile(FocalNarrowSums& op, int64_t, int64_t, int64_t i0, int64_t j0, int64_t, int64_t cols, bool)
+        : data_(op.data), i0_(i0), j0_(j0), cols_(cols), exponent_(op.data, 0) {
       std::memset(col_positive_, 0, sizeof col_positive_);
       std::memset(col_negative_, 0, sizeof col_negative_);
     }
-    ALA_HD void begin_row(int64_t i, const T*, const T*) {
+    ALA_HD void begin_row(int64_t i, int64_t, const T*, const T*) {
       row_ = i0_ + i;
       row_class_ = S::set_int(data_.classes.anchor[row_]);
       positive_ = negative_ = V{};
@@ -154,7 +154,7 @@ struct FocalNarrowSums {
       data_.negative.sum[row_] += static_cast<double>(S::sum(negative_));
     }
     void finish(const T*) {
-      if (!data_.symmetric || diagonal_) return;
+      if (!data_.symmetric) return;
       for (int64_t j = 0; j < cols_; ++j) {
         data_.positive.sum[j0_ + j] += static_cast<double>(col_positive_[j]);
         data_.negative.sum[j0_ + j] += static_cast<double>(col_negative_[j]);
@@ -164,7 +164,6 @@ struct FocalNarrowSums {
    private:
     FocalData<T>& data_;
     int64_t i0_, j0_, cols_, row_ = 0;
-    bool diagonal_;
     FocalExponent<T> exponent_;
     typename S::I row_class_{};
     V positive_{}, negative_{};
@@ -198,7 +197,7 @@ struct FocalWideSums {
           exponent_(op.data, 0) {
       std::memset(largest_, 0, sizeof largest_);
     }
-    ALA_HD void begin_row(int64_t i, const T*, const T*) {
+    ALA_HD void begin_row(int64_t i, int64_t, const T*, const T*) {
       row_class_ = S::set_int(data_.classes.anchor[i0_ + i]);
       row_largest_[0] = row_largest_[1] = V{};
     }
@@ -225,7 +224,7 @@ struct FocalWideSums {
     }
     void finish(const T* tile) {
       ExponentialSums<T>* sums[2] = {&data_.positive, &data_.negative};
-      const bool both_ends = data_.symmetric && !diagonal_;
+      const bool both_ends = data_.symmetric;
       const int64_t first[2] = {i0_, j0_}, count[2] = {rows_, cols_};
       for (int end = 0; end < (both_ends ? 2 : 1); ++end)
         for (int c = 0; c < 2; ++c)
@@ -233,15 +232,21 @@ struct FocalWideSums {
             const T old = sums[c]->shift[first[end] + i];
             if (!(largest_[end][c][i] > old)) largest_[end][c][i] = old;
           }
+      if (diagonal_)  // both ends are the same anchors: one shift for both
+        for (int c = 0; c < 2; ++c)
+          for (int64_t i = 0; i < rows_; ++i)
+            largest_[0][c][i] = largest_[1][c][i] =
+                largest_[0][c][i] > largest_[1][c][i] ? largest_[0][c][i] : largest_[1][c][i];
       T col_sums[2][kSide] = {};
       for (int64_t i = 0; i < rows_; ++i) {
         row_class_ = S::set_int(data_.classes.anchor[i0_ + i]);
         V row_sums[2] = {V{}, V{}};
-        for (int v = 0; v < cols_; v += S::kLanes) {
+        const int64_t first = diagonal_ ? i / S::kLanes * S::kLanes : 0;
+        for (int64_t v = first; v < cols_; v += S::kLanes) {
           const auto lane = S::lane_numbers() + static_cast<typename S::Int>(v);
           Mask valid = S::less_int(lane, S::set_int(static_cast<typename S::Int>(cols_)));
           if (diagonal_)
-            valid = S::but_not(valid, S::equal(lane, S::set_int(static_cast<typename S::Int>(i))));
+            valid = S::both(valid, S::less_int(S::set_int(static_cast<typename S::Int>(i)), lane));
           const Mask same = same_class(v);
           const Mask kind[2] = {S::both(same, valid), S::but_not(valid, same)};
           const V e = S::load(tile + i * kStride + v);
@@ -265,7 +270,7 @@ struct FocalWideSums {
     static ALA_HD Mask valid_or_every(Mask valid) {
       return kMasked ? valid : S::every();
     }
-    ALA_HD Mask same_class(int v) const {
+    ALA_HD Mask same_class(int64_t v) const {
       return S::equal(S::load_int(data_.classes.reference + j0_ + v), row_class_);
     }
 
@@ -292,12 +297,11 @@ struct FocalGradient {
   class Tile {
    public:
     static constexpr bool kGradient = FocalGradient::kGradient, kStores = FocalGradient::kStores;
-    Tile(FocalGradient& op, int64_t I, int64_t, int64_t i0, int64_t j0, int64_t, int64_t, bool diagonal)
+    Tile(FocalGradient& op, int64_t I, int64_t, int64_t i0, int64_t j0, int64_t, int64_t, bool)
         : data_(op.data),
           block_(I),
           i0_(i0),
           j0_(j0),
-          diagonal_(diagonal),
           exponent_(op.data, op.data.common_shift),
           shift_(S::set(static_cast<T>(op.data.common_shift))) {
       col_weight_[0] = data_.weight.column_positive(data_.symmetric, j0);
@@ -306,7 +310,7 @@ struct FocalGradient {
       col_lse_[1] = data_.lse.column_negative(data_.symmetric, j0);
       phi_sums_[0] = phi_sums_[1] = V{};
     }
-    ALA_HD void begin_row(int64_t i, const T*, const T*) {
+    ALA_HD void begin_row(int64_t i, int64_t, const T*, const T*) {
       row_ = i0_ + i;
       row_class_ = S::set_int(data_.classes.anchor[row_]);
       row_weight_[0] = data_.weight.positive[row_];
@@ -333,10 +337,7 @@ struct FocalGradient {
     ALA_HD void end_row(int64_t) {}
     void finish(const T*) {
       if (!kPhi) return;
-      // On the diagonal every unordered pair was seen twice, each time with both anchors' weights.
-      const double share = diagonal_ ? 0.5 : 1.0;
-      for (int c = 0; c < 2; ++c)
-        data_.phi_sums[block_ * 2 + c] += share * static_cast<double>(S::sum(phi_sums_[c]));
+      for (int c = 0; c < 2; ++c) data_.phi_sums[block_ * 2 + c] += static_cast<double>(S::sum(phi_sums_[c]));
     }
 
    private:
@@ -361,7 +362,6 @@ struct FocalGradient {
 
     FocalData<T>& data_;
     int64_t block_, i0_, j0_, row_ = 0;
-    bool diagonal_;
     FocalExponent<T> exponent_;
     V shift_;
     const T *col_weight_[2], *col_lse_[2];

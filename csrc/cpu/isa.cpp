@@ -3,6 +3,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(ALA_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace ala {
 namespace {
 
@@ -20,10 +26,23 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
+#if defined(ALA_HAS_AMX)
+// The kernel hands out the large tile registers on request only, to the whole process.
+bool has_amx() {
+  constexpr unsigned kTile = 1u << 24, kBfloat16 = 1u << 22;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a, b, c, d;
+  return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTile) && (d & kBfloat16) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 const Kernels* best() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+#if defined(ALA_HAS_AMX)
+  if (has_amx()) return &kKernelsAmx;
+#endif
   if (has_avx512()) return &kKernelsAvx512;
   if (has_avx2()) return &kKernelsAvx2;
 #endif
@@ -33,6 +52,9 @@ const Kernels* best() {
 const Kernels* forced(const char* wanted) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+#if defined(ALA_HAS_AMX)
+  if (std::strcmp(wanted, "amx") == 0) return has_amx() ? &kKernelsAmx : nullptr;
+#endif
   if (std::strcmp(wanted, "avx512") == 0) return has_avx512() ? &kKernelsAvx512 : nullptr;
   if (std::strcmp(wanted, "avx2") == 0) return has_avx2() ? &kKernelsAvx2 : nullptr;
 #endif

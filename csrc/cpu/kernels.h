@@ -29,5 +29,8 @@ extern const Kernels kKernelsBaseline;
 extern const Kernels kKernelsAvx2;
 extern const Kernels kKernelsAvx512;
 #endif
+#if defined(ALA_HAS_AMX)
+extern const Kernels kKernelsAmx;
+#endif
 
 }  // namespace ala

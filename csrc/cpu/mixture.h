@@ -4,6 +4,7 @@
 
 #include "core/shapes.h"
 #include "cpu/classes.h"
+#include "cpu/curve_table.h"
 #include "cpu/kernels.h"
 #include "cpu/pair_tiles.h"
 
@@ -17,6 +18,7 @@ struct MixtureData {
   PairWeights<T> mean;    // 1 / |P_i|, 1 / |N_i|; 0 for an empty set
   PairWeights<T> weight;  // the same times the anchor's weight
   T phi[ALA_MIXTURE_PHI] = {};
+  CurveTable<T> negatives;     // mixture of the decreasing shapes
   double* loss = nullptr;      // [N]
   double* phi_sums = nullptr;  // [row blocks, 10]: sum of weight * F_k
 
@@ -33,6 +35,15 @@ struct MixtureData {
     weight.clear(tiles.x);
     std::memset(loss, 0, static_cast<size_t>(tiles.x.padded) * sizeof(double));
     std::memset(phi_sums, 0, static_cast<size_t>(tiles.row_blocks() * ALA_MIXTURE_PHI) * sizeof(double));
+  }
+  void set_phi(const double* values) {
+    for (int k = 0; k < ALA_MIXTURE_PHI; ++k) phi[k] = static_cast<T>(values[k]);
+    negatives.build([this](typename Simd<double>::V d) {
+      const auto f = decreasing_shapes<VectorMath<double>>(d, VectorMath<double>::reciprocal(d));
+      typename Simd<double>::V sum{};
+      for (int k = 0; k < kShapes; ++k) sum += static_cast<double>(phi[kShapes + k]) * f.value[k];
+      return sum;
+    });
   }
   double phi_sum(int k, int64_t blocks) const {
     double sum = 0;
@@ -57,9 +68,8 @@ struct MixtureOp {
   class Tile {
    public:
     static constexpr bool kGradient = MixtureOp::kGradient, kStores = MixtureOp::kStores;
-    Tile(MixtureOp& op, int64_t I, int64_t, int64_t i0, int64_t j0, int64_t rows, int64_t cols, bool diagonal)
-        : data_(op.data), block_(I), i0_(i0), j0_(j0), cols_(cols), diagonal_(diagonal) {
-      static_cast<void>(rows);
+    Tile(MixtureOp& op, int64_t I, int64_t, int64_t i0, int64_t j0, int64_t, int64_t cols, bool)
+        : data_(op.data), block_(I), i0_(i0), j0_(j0), cols_(cols) {
       const bool symmetric = data_.symmetric;
       col_class_ = data_.classes.reference + j0;
       col_mean_positive_ = data_.mean.column_positive(symmetric, j0);
@@ -71,13 +81,21 @@ struct MixtureOp {
       for (int k = 0; k < ALA_MIXTURE_PHI; ++k) phi_[k] = S::set(data_.phi[k]);
     }
 
-    ALA_HD void begin_row(int64_t i, const T* distance, const T* inverse) {
+    ALA_HD void begin_row(int64_t i, int64_t first, const T* distance, const T* inverse) {
       row_ = i0_ + i;
       if constexpr (!kPhi)
-        for (int v = 0; v < cols_; v += S::kLanes) {
-          const auto f = decreasing_shapes<M, kAll>(S::load(distance + v), S::load(inverse + v));
-          S::store(value_ + v, mix(phi_ + kShapes, f.value));
-          if constexpr (kGradient) S::store(slope_ + v, mix(phi_ + kShapes, f.slope));
+        for (int64_t v = first; v < cols_; v += S::kLanes) {
+          const V d = S::load(distance + v);
+          V value, slope;
+          if (__builtin_expect(data_.negatives.covers(d), 1)) {
+            data_.negatives.evaluate(d, value, slope);
+          } else {
+            const auto f = decreasing_shapes<M, kAll>(d, S::load(inverse + v));
+            value = mix(phi_ + kShapes, f.value);
+            slope = mix(phi_ + kShapes, f.slope);
+          }
+          S::store(value_ + v, value);
+          S::store(slope_ + v, slope);
         }
       row_class_ = S::set_int(data_.classes.anchor[row_]);
       row_loss_ = V{};
@@ -130,13 +148,11 @@ struct MixtureOp {
     ALA_HD void end_row(int64_t) { data_.loss[row_] += static_cast<double>(S::sum(row_loss_)); }
 
     void finish(const T*) {
-      if (data_.symmetric && !diagonal_)
+      if (data_.symmetric)
         for (int64_t j = 0; j < cols_; ++j) data_.loss[j0_ + j] += static_cast<double>(col_loss_[j]);
       if (!kPhi) return;
-      // On the diagonal every unordered pair was seen twice, each time with both anchors' weights.
-      const double share = diagonal_ ? 0.5 : 1.0;
       for (int k = 0; k < ALA_MIXTURE_PHI; ++k)
-        data_.phi_sums[block_ * ALA_MIXTURE_PHI + k] += share * static_cast<double>(S::sum(phi_sums_[k]));
+        data_.phi_sums[block_ * ALA_MIXTURE_PHI + k] += static_cast<double>(S::sum(phi_sums_[k]));
     }
 
    private:
@@ -148,7 +164,6 @@ struct MixtureOp {
 
     MixtureData<T>& data_;
     int64_t block_, i0_, j0_, cols_, row_ = 0;
-    bool diagonal_;
     const typename S::Int* col_class_;
     const T *col_mean_positive_, *col_mean_negative_, *col_weight_positive_, *col_weight_negative_;
     typename S::I row_class_{};
@@ -191,11 +206,10 @@ ala_status distance_mixture(const ala_distance_mixture_request& r, const Call& c
     data.weight.positive[i] = weight * data.mean.positive[i];
     data.weight.negative[i] = weight * data.mean.negative[i];
   }
+  data.set_phi(r.phi);
   bool all = false;
-  for (int k = 0; k < ALA_MIXTURE_PHI; ++k) {
-    data.phi[k] = static_cast<T>(r.phi[k]);
+  for (int k = 0; k < ALA_MIXTURE_PHI; ++k)
     if (k % kShapes != 0 && data.phi[k] != T(0)) all = true;
-  }
   const bool gradient = r.grad_x || (!r.symmetric && r.grad_y);
   if (gradient && r.grad_phi)
     visit_mixture<T, true, true, true>(data, tiles, workers);

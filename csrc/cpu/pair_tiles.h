@@ -3,8 +3,9 @@
 //
 // An op is a class with a nested `Tile` (one per tile, on the stack):
 //   Tile(op, I, J, i0, j0, rows, cols, diagonal)   I, J: block numbers; diagonal: rows and columns are the
-//   same points begin_row(i)                                   i: row inside the tile V pair<kMasked>(d,
-//   inverse, v, valid)          lanes v ... of the row: adds to the op's sums, returns G = slope / d
+//   same points begin_row(i, first, distance, inverse)          i: row inside the tile; pairs from lane
+//   `first` V pair<kMasked>(d, inverse, v, valid)          lanes v ... of the row: adds to the op's sums,
+//   returns G = slope / d
 //                                                  times the pair's weight; lanes outside `valid` must not
 //                                                  count
 //   end_row(i)
@@ -20,6 +21,9 @@
 #include "cpu/schedule.h"
 #include "cpu/tile.h"
 #include "cpu/vector_math.h"
+#if defined(__AMX_BF16__)
+#include "cpu/split_products.h"
+#endif
 
 namespace ala {
 namespace ALA_ISA {
@@ -58,6 +62,17 @@ struct GradientSink {
 };
 
 template <class T>
+struct Products {
+  using Type = RegisterProducts<T>;
+};
+#if defined(__AMX_BF16__)
+template <>
+struct Products<float> {
+  using Type = SplitProducts;
+};
+#endif
+
+template <class T>
 class PairTiles {
  public:
   using S = Simd<T>;
@@ -74,11 +89,11 @@ class PairTiles {
   void allocate(const ala_matrix& mx, const ala_matrix& my, bool is_symmetric, T* gx, T* gy,
                 const Workers& workers, Arena& arena) {
     symmetric = is_symmetric;
-    x.allocate(mx, arena, Layout::kTiles);
+    x.allocate(mx, arena, Products<T>::Type::kLayout);
     if (symmetric)
       y = x;
     else
-      y.allocate(my, arena, Layout::kTiles);
+      y.allocate(my, arena, Products<T>::Type::kLayout);
     col_block = block_size(y.count, y.dims);
     row_block = symmetric ? col_block : block_size(x.count, x.dims);
     grad_x.allocate(gx, x, arena);
@@ -86,6 +101,7 @@ class PairTiles {
       grad_y = grad_x;
     else
       grad_y.allocate(gy, y, arena);
+    products_.allocate(y, workers.slots(), arena);
     scratch_ = arena.array<T>(workers.slots() * kScratch);
   }
 
@@ -98,6 +114,7 @@ class PairTiles {
   void pack(const ala_matrix& mx, const ala_matrix& my, const Workers& workers) {
     x.pack(mx, workers);
     if (!symmetric) y.pack(my, workers);
+    products_.pack(y, workers);
   }
 
   template <class Op>
@@ -106,9 +123,7 @@ class PairTiles {
       grad_x.clear(x);
       if (!symmetric) grad_y.clear(y);
     }
-    const auto body = [&](int64_t I, int64_t J, int64_t slot) {
-      visit_tile(op, I, J, scratch_ + slot * kScratch);
-    };
+    const auto body = [&](int64_t I, int64_t J, int64_t slot) { visit_tile(op, I, J, slot); };
     if (symmetric)
       visit_symmetric(row_blocks(), workers, body, group_size(row_blocks()));
     else if (x.count > 0 && y.count > 0)
@@ -123,12 +138,12 @@ class PairTiles {
   static constexpr int64_t kScratch = int64_t{Square::kSide} * Square::kStride;
 
   // Depends on the shapes alone, so that the bits do not depend on the number of threads. Large blocks reuse
-  // more of the caches; small ones leave enough of them for every thread, and less waste on the diagonal.
+  // more of the caches; small ones leave enough of them for every thread.
   static int64_t block_size(int64_t count, int64_t dims) {
     const int64_t bytes_per_point = (dims + 16) * 6 * static_cast<int64_t>(sizeof(T));
     int64_t block = Square::kSide;
-    while (block > 64 && (block * bytes_per_point > (13 << 18) || count < (block > 128 ? 16 : 8) * block))
-      block /= 2;
+    while (block > 64 && block * bytes_per_point > (13 << 18)) block /= 2;
+    while (block > 128 && count < 16 * block) block /= 2;
     while (block > Square::kPanel && count < 2 * block) block /= 2;
     return block < Square::kPanel ? Square::kPanel : block;
   }
@@ -137,34 +152,47 @@ class PairTiles {
   static int64_t group_size(int64_t blocks) { return blocks < 32 ? 1 : smaller(blocks / 16, 4); }
 
   template <class Op>
-  __attribute__((noinline)) void visit_tile(Op& op, int64_t I, int64_t J, T* tile) {
+  __attribute__((noinline)) void visit_tile(Op& op, int64_t I, int64_t J, int64_t slot) {
+    const typename Products<T>::Type::Session session;
+    static_cast<void>(session);
+    T* const tile = scratch_ + slot * kScratch;
     const int64_t i0 = I * row_block, j0 = J * col_block;
     const int64_t rows = smaller(row_block, x.count - i0), cols = smaller(col_block, y.count - j0);
     const bool diagonal = symmetric && I == J;
-    Square::dot_products(x, i0, round_up(rows, Square::kPanel), y, j0, round_up(cols, Square::kPanel), tile);
+    products_.dot_products(x, i0, round_up(rows, Square::kPanel), y, j0, round_up(cols, Square::kPanel), tile,
+                           diagonal, slot);
 
     T col_weights[Square::kSide];
     T* sums = nullptr;
     T* to_x = Op::kGradient ? grad_x.out : nullptr;
-    T* to_y = Op::kGradient && !diagonal ? grad_y.out : nullptr;
+    T* to_y = Op::kGradient ? grad_y.out : nullptr;
     if (to_y) {
       sums = col_weights;
       std::memset(col_weights, 0, sizeof col_weights);
     }
     typename Op::Tile state(op, I, J, i0, j0, rows, cols, diagonal);
     NearRow<T> near;
-    int64_t far_pairs = diagonal ? rows * (cols - 1) : rows * cols;
+    int64_t far_pairs = diagonal ? rows * (rows - 1) / 2 : rows * cols;
     RowDistances near_row;
     for (int64_t i = 0; i < rows; ++i) {
       T* row = tile + i * Square::kStride;
+      // On the diagonal the pairs to the right of it stand for both orders.
       const int self = diagonal ? static_cast<int>(i) : -1;
-      measure(i0 + i, j0, static_cast<int>(cols), self, row, near_row);
-      state.begin_row(i, near_row.distance, near_row.inverse);
+      const int first = diagonal ? self / S::kLanes * S::kLanes : 0;
+      if (Op::kGradient) std::memset(row, 0, static_cast<size_t>(first) * sizeof(T));
+      measure(i0 + i, j0, first, static_cast<int>(cols), self, row, near_row);
+      state.begin_row(i, first, near_row.distance, near_row.inverse);
       V row_weight{};
-      const int full = diagonal ? 0 : static_cast<int>(cols / S::kLanes * S::kLanes);
-      for (int v = 0; v < full; v += S::kLanes)
+      int v = first;
+      const int full = static_cast<int>(cols / S::kLanes * S::kLanes);
+      if (diagonal) {
+        visit_lanes<true>(state, v, valid_lanes(v, static_cast<int>(cols), self), near_row, row, row_weight,
+                          sums, near);
+        v += S::kLanes;
+      }
+      for (; v < full; v += S::kLanes)
         visit_lanes<false>(state, v, S::none(), near_row, row, row_weight, sums, near);
-      for (int v = full; v < cols; v += S::kLanes)
+      for (; v < cols; v += S::kLanes)
         visit_lanes<true>(state, v, valid_lanes(v, static_cast<int>(cols), self), near_row, row, row_weight,
                           sums, near);
       state.end_row(i);
@@ -177,11 +205,12 @@ class PairTiles {
     state.finish(tile);
     if (!Op::kGradient) return;
     if (to_x && far_pairs > 0)
-      Square::template subtract_product<false>(tile, rows, cols, y.row(j0), to_x + i0 * x.dims, x.dims);
+      products_.template subtract_product<false>(tile, rows, cols, diagonal, y, j0, to_x + i0 * x.dims, slot);
     if (to_y) {
       for (int64_t j = 0; j < cols; ++j) grad_y.weight_sums[j0 + j] += static_cast<double>(col_weights[j]);
       if (far_pairs > 0)
-        Square::template subtract_product<true>(tile, cols, rows, x.row(i0), to_y + j0 * y.dims, y.dims);
+        products_.template subtract_product<true>(tile, rows, cols, diagonal, x, i0, to_y + j0 * y.dims,
+                                                  slot);
     }
   }
 
@@ -197,17 +226,18 @@ class PairTiles {
     using Int = typename S::Int;
     const auto lane = S::lane_numbers() + static_cast<Int>(v);
     const Mask valid = S::less_int(lane, S::set_int(static_cast<Int>(cols)));
-    return S::but_not(valid, S::equal(lane, S::set_int(static_cast<Int>(self))));
+    return S::both(valid, S::less_int(S::set_int(static_cast<Int>(self)), lane));
   }
 
-  ALA_HD void measure(int64_t i, int64_t j0, int cols, int self, const T* dots, RowDistances& to) const {
+  ALA_HD void measure(int64_t i, int64_t j0, int first, int cols, int self, const T* dots,
+                      RowDistances& to) const {
     using M = VectorMath<T>;
     const V length = S::set(x.norms[i]);
-    for (int v = 0; v < cols; v += S::kLanes) {
+    for (int v = first; v < cols; v += S::kLanes) {
       const V lengths = length + S::load(y.norms + j0 + v);
       V square = lengths - T(2) * S::load(dots + v);
       uint32_t close = S::lane_bits(S::less_equal(square, M::set(kNearPair) * lengths));
-      if (static_cast<unsigned>(self - v) < static_cast<unsigned>(S::kLanes)) close &= ~(1u << (self - v));
+      if (self >= v) close &= ~((2u << (self - v)) - 1);
       if (__builtin_expect(close != 0, 0)) {
         close &= S::lane_bits(valid_lanes(v, cols, self));
         square = direct(i, j0 + v, close, square);
@@ -244,6 +274,7 @@ class PairTiles {
     return S::select(S::from_lane_bits(lanes), recomputed, square);
   }
 
+  typename Products<T>::Type products_;
   T* scratch_ = nullptr;
 };
 

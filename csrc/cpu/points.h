@@ -89,16 +89,16 @@ inline void read_row(const ala_matrix& m, int64_t row, T* to) {
   read_part(m, row, 0, m.cols, to);
 }
 
-// `count` points of `dims` numbers, packed in either of two ways:
+// `count` points of `dims` numbers, packed in one of three ways:
 //   Layout::kRows   row-major; each row is padded with zeros to whole registers, the row stride is an odd
 //                   number of cache lines
-//   Layout::kTiles  what the products read, in their order, twice. rows: slices of kPanel dimensions, each
-//                   holding its part of the kBlock points of a block one after the other. panels: kPanel
-//                   points side by side, number k of point r of panel p at panels[(p * dims + k) * kPanel +
-//                   r]
-// In both, number k of point i is at row(i)[offset(k)]. Points are padded with zeros to a whole panel;
+//   Layout::kSlices slices of kPanel dimensions (the last padded with zeros), each holding its part of the
+//                   kBlock points of a block one after the other
+//   Layout::kTiles  the same, and panels: kPanel points side by side, number k of point r of panel p at
+//                   panels[(p * dims + k) * kPanel + r]
+// In all, number k of point i is at row(i)[offset(k)]. Points are padded with zeros to a whole panel;
 // `norms` holds their squared lengths.
-enum class Layout { kRows, kTiles };
+enum class Layout { kRows, kSlices, kTiles };
 
 template <class T>
 struct Points {
@@ -123,12 +123,13 @@ struct Points {
     padded = round_up(count, kPanel);
     width = round_up(dims, S::kLanes);
     norms = arena.template array<T>(padded);
-    if (layout == Layout::kTiles) {
+    if (layout != Layout::kRows) {
+      width = round_up(dims, kPanel);
       stride_ = kPanel;
       slice_ = kSlice;
       block_stride_ = round_up(dims, kPanel) / kPanel * kSlice;
       rows = arena.template array<T>(round_up(count, kBlock) / kBlock * block_stride_);
-      panels = arena.template array<T>(padded * dims);
+      if (layout == Layout::kTiles) panels = arena.template array<T>(padded * dims);
     } else {
       stride_ = round_up(dims, line);
       if (stride_ / line % 2 == 0) stride_ += line;

@@ -49,9 +49,10 @@ struct Tile {
     }
   }
 
-  // tile[i, j] = <x_i, y_j> for whole panels of rows and columns starting at i0 and j0.
+  // tile[i, j] = <x_i, y_j> for whole panels of rows and columns starting at i0 and j0; with `upper` only
+  // for panels that touch i < j.
   static void dot_products(const Points<T>& x, int64_t i0, int64_t rows, const Points<T>& y, int64_t j0,
-                           int64_t cols, T* tile) {
+                           int64_t cols, T* tile, bool upper) {
     if (x.dims == 0)
       for (int64_t i = 0; i < rows; ++i)
         std::memset(tile + i * kStride, 0, static_cast<size_t>(cols) * sizeof(T));
@@ -65,7 +66,7 @@ struct Tile {
       const T* next = nullptr;
       for (int64_t j = 0; j < cols; j += kPanel) {
         const T* b = y.panel(j0 + j) + k * kPanel;
-        for (int64_t i = 0; i < rows; i += kPanel, ++product) {
+        for (int64_t i = 0; i < (upper ? j + 1 : rows); i += kPanel, ++product) {
           // A share of the next pass, so that the caches fill at an even pace.
           for (int64_t l = product * lines / products; l < (product + 1) * lines / products; ++l) {
             if (within == ahead) {
@@ -89,10 +90,10 @@ struct Tile {
   }
 
   // to[r, :] -= sum over k of weight(r, k) * from[k, :], `dims` wide, with weight(r, k) = tile[r, k], or
-  // tile[k, r] if kTransposed. `from`: a row of a tile's points.
+  // tile[k, r] if kTransposed. `from`: a row of sliced points. upper: tile[i, j] = 0 for j <= i.
   template <bool kTransposed>
-  static void subtract_product(const T* tile, int64_t rows, int64_t depth, const T* from, T* to,
-                               int64_t dims) {
+  static void subtract_product(const T* tile, int64_t rows, int64_t depth, const T* from, T* to, int64_t dims,
+                               bool upper) {
     constexpr int row_stride = kTransposed ? 1 : kStride, step = kTransposed ? kStride : 1;
     for (int64_t n = 0; n < dims; n += kPanel, from += Points<T>::kSlice) {
       const int64_t width = smaller(kPanel, dims - n);
@@ -106,7 +107,10 @@ struct Tile {
           if (n + kPanel < dims)
             for (int64_t k = r * depth / rows; k < (r + kM) * depth / rows; ++k)
               prefetch<1>(from + Points<T>::kSlice + k * kPanel, 0);
-          multiply<kM, row_stride, step>(tile + r * row_stride, from, kPanel, depth, acc);
+          const int64_t first = upper && !kTransposed ? r : 0;
+          const int64_t end = upper && kTransposed ? smaller(r + kM, depth) : depth;
+          multiply<kM, row_stride, step>(tile + r * row_stride + first * step, from + first * kPanel, kPanel,
+                                         end - first, acc);
           subtract<kM>(acc, to + r * dims + n, dims, width);
         }
       };
@@ -167,6 +171,28 @@ struct Tile {
         for (int64_t c = 0; c < width; ++c) to[c] -= row[c];
       }
     }
+  }
+};
+
+// The products of PairTiles by Tile's micro-kernel.
+template <class T>
+class RegisterProducts {
+ public:
+  using Square = Tile<T>;
+  static constexpr Layout kLayout = Layout::kTiles;
+  struct Session {};
+
+  void allocate(const Points<T>&, int64_t, Arena&) {}
+  void pack(const Points<T>&, const Workers&) {}
+  void dot_products(const Points<T>& x, int64_t i0, int64_t rows, const Points<T>& y, int64_t j0,
+                    int64_t cols, T* tile, bool upper, int64_t) const {
+    Square::dot_products(x, i0, rows, y, j0, cols, tile, upper);
+  }
+  template <bool kTransposed>
+  void subtract_product(const T* tile, int64_t rows, int64_t cols, bool upper, const Points<T>& from,
+                        int64_t first, T* to, int64_t) const {
+    Square::template subtract_product<kTransposed>(tile, kTransposed ? cols : rows, kTransposed ? rows : cols,
+                                                   from.row(first), to, from.dims, upper);
   }
 };
 

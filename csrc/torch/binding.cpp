@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "cuda.h"
 #include "stable.h"
 
 namespace {
@@ -52,21 +53,34 @@ const int64_t* integers(const Tensor& tensor, const char* name, int64_t count) {
   return static_cast<const int64_t*>(tensor.data());
 }
 
+// The parameters where the kernels can read them: copied to doubles, or on the device, as doubles already.
 template <int count>
 struct Parameters {
   explicit Parameters(const Tensor& phi) {
     if (phi.dim() != 1 || phi.size(0) != count) refuse("phi must have shape [" + std::to_string(count) + "]");
     const int64_t stride = phi.stride(0);
+    if (phi.is_cuda()) {
+      if (phi.dtype() != aoti_torch_dtype_float64() || stride != 1)
+        refuse("phi must be contiguous and float64 on CUDA");
+      values = static_cast<const double*>(phi.data());
+      return;
+    }
     for (int k = 0; k < count; ++k) {
       if (phi.dtype() == aoti_torch_dtype_float64())
-        values[k] = static_cast<const double*>(phi.data())[k * stride];
+        copy_[k] = static_cast<const double*>(phi.data())[k * stride];
       else if (phi.dtype() == aoti_torch_dtype_float32())
-        values[k] = static_cast<const float*>(phi.data())[k * stride];
+        copy_[k] = static_cast<const float*>(phi.data())[k * stride];
       else
         refuse("phi must be float32 or float64");
     }
+    values = copy_;
   }
-  double values[count];
+  Parameters(const Parameters&) = delete;
+  Parameters& operator=(const Parameters&) = delete;
+  const double* values;
+
+ private:
+  double copy_[count];
 };
 
 // Fields that every request shares. Without ref_emb the references are the anchors themselves.
@@ -105,6 +119,37 @@ struct Gradients {
   bool wants[3];
   Tensor x, y, phi;
 };
+
+#if defined(ALA_WITH_CUDA)
+// Queues an op on torch's current stream of the tensors' device, in memory that torch allocated there.
+template <class Request>
+void run_on_cuda(const Request& request, const Tensor& like,
+                 ala_status (*workspace_size)(const Request*, const ala_cuda_context*, int64_t*, ala_error*),
+                 ala_status (*op)(const Request*, const ala_cuda_context*, void*, int64_t, ala_error*)) {
+  if (const char* why = ala::cuda_binding::obstacle()) throw std::runtime_error(why);
+  const int32_t device = like.device_index();
+  const ala::cuda_binding::Device guard(device);
+  ala_cuda_context context{};
+  ala::stable::check(aoti_torch_get_current_cuda_stream(device, &context.stream), "tell its CUDA stream");
+  // torch's allocator keeps both alive for this stream after they are freed here
+  Tensor blas_memory = Tensor::empty({ala::cuda_binding::kBlasBytes}, aoti_torch_dtype_uint8(), like);
+  ala::cuda_binding::Blas blas(device, context.stream, blas_memory.mutable_data());
+  if (blas.works()) {
+    context.multiply = ala::cuda_binding::Blas::multiply;
+    context.multiply_self = &blas;
+  }
+  ala_error error{};
+  int64_t bytes = 0;
+  demand(workspace_size(&request, &context, &bytes, &error), error);
+  Tensor workspace = Tensor::empty({bytes}, aoti_torch_dtype_uint8(), like);
+  demand(op(&request, &context, workspace.mutable_data(), bytes, &error), error);
+}
+#define ALA_RUN(op, request, like)                                                         \
+  ((like).is_cuda() ? run_on_cuda(request, like, ala_cuda_##op##_workspace, ala_cuda_##op) \
+                    : run(request, like, ala_##op##_workspace, ala_##op))
+#else
+#define ALA_RUN(op, request, like) run(request, like, ala_##op##_workspace, ala_##op)
+#endif
 
 // Runs an op of the core on torch's threads, in memory that torch allocated.
 template <class Request>
@@ -154,6 +199,7 @@ bool all_equal(const void* pointer, int64_t count) {
 
 // The weight that all anchors share, as a tensor of no dimensions; nothing where they differ.
 Tensor shared_weight(const Tensor& grad, const void* weights) {
+  if (grad.is_cuda()) return Tensor();  // not to be read without waiting; see _scaled in native.py
   const int64_t count = grad.size(0);
   const bool is_double = grad.dtype() == aoti_torch_dtype_float64();
   if (count == 0 || !(is_double ? all_equal<double>(weights, count) : all_equal<float>(weights, count)))
@@ -181,7 +227,7 @@ std::tuple<Tensor> pairwise_distance(const Tensor& x, const OptionalTensor& y) {
   set_points(request, x, y, "x", "y");
   Tensor distances = output(true, {request.x.rows, request.y.rows}, x);
   request.distances = distances.mutable_data();
-  run(request, x, ala_pairwise_distance_workspace, ala_pairwise_distance);
+  ALA_RUN(pairwise_distance, request, x);
   return {std::move(distances)};
 }
 
@@ -196,7 +242,7 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(const Tensor& grad, const 
   Tensor grad_y = output(wants_y, {request.y.rows, request.y.cols}, x);
   if (x_grad) request.grad_x = grad_x.mutable_data();
   if (wants_y) request.grad_y = grad_y.mutable_data();
-  run(request, x, ala_pairwise_distance_backward_workspace, ala_pairwise_distance_backward);
+  ALA_RUN(pairwise_distance_backward, request, x);
   return {std::move(grad_x), std::move(grad_y)};
 }
 
@@ -223,7 +269,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> distance_mixture(const Tensor& emb, c
   unit.attach(request);
   Tensor loss = output(true, {request.x.rows}, emb);
   request.loss = loss.mutable_data();
-  run(request, emb, ala_distance_mixture_workspace, ala_distance_mixture);
+  ALA_RUN(distance_mixture, request, emb);
   return {std::move(loss), std::move(unit.x), std::move(unit.y), std::move(unit.phi)};
 }
 
@@ -240,7 +286,7 @@ Three distance_mixture_backward(const Tensor& grad, const Tensor& emb, const Ten
                    unit_ref.dim() == 2, unit_phi.size(0) > 0, emb);
   result.attach(request);
   request.weights = weights;
-  run(request, emb, ala_distance_mixture_workspace, ala_distance_mixture);
+  ALA_RUN(distance_mixture, request, emb);
   return {std::move(result.x), std::move(result.y), std::move(result.phi)};
 }
 
@@ -270,7 +316,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> focal_weighting(const Tensor&
   Tensor lse = output(true, {request.x.rows, 2}, emb);
   request.loss = loss.mutable_data();
   request.lse = lse.mutable_data();
-  run(request, emb, ala_focal_weighting_workspace, ala_focal_weighting);
+  ALA_RUN(focal_weighting, request, emb);
   return {std::move(loss), std::move(lse), std::move(unit.x), std::move(unit.y), std::move(unit.phi)};
 }
 
@@ -289,7 +335,7 @@ Three focal_weighting_backward(const Tensor& grad, const Tensor& emb, const Tens
   request.weights = weights;
   request.lse = const_cast<void*>(lse.data());
   request.lse_given = 1;
-  run(request, emb, ala_focal_weighting_workspace, ala_focal_weighting);
+  ALA_RUN(focal_weighting, request, emb);
   return {std::move(result.x), std::move(result.y), std::move(result.phi)};
 }
 
@@ -302,7 +348,7 @@ std::tuple<Tensor> distance_statistics(const Tensor& emb, const Tensor& labels, 
   set_labels(request, labels, ref_labels);
   Tensor statistics = output(true, {ALA_MIXTURE_PHI}, emb);
   request.statistics = statistics.mutable_data();
-  run(request, emb, ala_distance_statistics_workspace, ala_distance_statistics);
+  ALA_RUN(distance_statistics, request, emb);
   return {std::move(statistics)};
 }
 
@@ -312,11 +358,14 @@ struct Pairs {
   static constexpr int kShapes = ALA_MIXTURE_SHAPES;
   Pairs(const Tensor& emb, const Tensor& anchors, const Tensor& others, const Tensor& phi, bool positive,
         const Tensor& ref_emb)
-      : count(anchors.size(0)), positive(positive) {
-    const Parameters<kShapes> given(phi);
-    std::copy_n(given.values, kShapes, parameters + first());
+      : count(anchors.size(0)), positive(positive), given(phi) {
     set_points(request, emb, ref_emb, "emb", "ref_emb");
-    request.phi = parameters;
+    if (emb.is_cuda()) {
+      request.phi = given.values - first();  // the other kind has no pairs: its weights are not read
+    } else {
+      std::copy_n(given.values, kShapes, parameters + first());
+      request.phi = parameters;
+    }
     const int64_t* a = integers(anchors, "anchors", count);
     const int64_t* o = integers(others, "others", count);
     (positive ? request.n_positive : request.n_negative) = count;
@@ -326,6 +375,7 @@ struct Pairs {
   int first() const { return positive ? 0 : kShapes; }
   int64_t count;
   bool positive;
+  Parameters<kShapes> given;
   double parameters[ALA_MIXTURE_PHI] = {};
   ala_mined_pairs_request request{};
 };
@@ -335,7 +385,7 @@ std::tuple<Tensor> mixture_pairs(const Tensor& emb, const Tensor& anchors, const
   Pairs pairs(emb, anchors, others, phi, positive, ref_emb);
   Tensor values = output(true, {pairs.count}, emb);
   (positive ? pairs.request.positive_values : pairs.request.negative_values) = values.mutable_data();
-  run(pairs.request, emb, ala_mined_pairs_workspace, ala_mined_pairs);
+  ALA_RUN(mined_pairs, pairs.request, emb);
   return {std::move(values)};
 }
 
@@ -345,18 +395,13 @@ Three mixture_pairs_backward(const Tensor& grad, const Tensor& emb, const Tensor
                              const bool& phi_grad) {
   Pairs pairs(emb, anchors, others, phi, positive, ref_emb);
   auto& request = pairs.request;
-  Gradients result(request.x, request.y, request.symmetric, Pairs::kShapes, emb_grad, ref_grad, phi_grad,
-                   emb);
+  Gradients result(request.x, request.y, request.symmetric, 0, emb_grad, ref_grad, false, emb);
   result.attach(request);
   (positive ? request.positive_weights : request.negative_weights) = one_each(grad, pairs.count, emb);
-  double all_phi[ALA_MIXTURE_PHI];  // room for ten of either compute type
-  if (phi_grad) request.grad_phi = all_phi;
-  run(request, emb, ala_mined_pairs_workspace, ala_mined_pairs);
-  if (phi_grad) {
-    const size_t bytes = element_type(emb, "emb") == ALA_F64 ? sizeof(double) : sizeof(float);
-    const auto* from = reinterpret_cast<const unsigned char*>(all_phi) + pairs.first() * bytes;
-    std::memcpy(result.phi.mutable_data(), from, Pairs::kShapes * bytes);
-  }
+  Tensor all_phi = output(phi_grad, {ALA_MIXTURE_PHI}, emb);
+  if (phi_grad) request.grad_phi = all_phi.mutable_data();
+  ALA_RUN(mined_pairs, request, emb);
+  if (phi_grad) result.phi = all_phi.part(pairs.first(), Pairs::kShapes);
   return {std::move(result.x), std::move(result.y), std::move(result.phi)};
 }
 
@@ -382,7 +427,7 @@ std::tuple<Tensor> mixture_triplets(const Tensor& emb, const Tensor& anchors, co
   auto request = triplet_request(emb, anchors, positives, negatives, parameters, ref_emb);
   Tensor values = output(true, {request.n_triplets}, emb);
   request.values = values.mutable_data();
-  run(request, emb, ala_mined_triplets_workspace, ala_mined_triplets);
+  ALA_RUN(mined_triplets, request, emb);
   return {std::move(values)};
 }
 
@@ -396,7 +441,7 @@ Three mixture_triplets_backward(const Tensor& grad, const Tensor& emb, const Ten
                    emb);
   result.attach(request);
   request.weights = one_each(grad, request.n_triplets, emb);
-  run(request, emb, ala_mined_triplets_workspace, ala_mined_triplets);
+  ALA_RUN(mined_triplets, request, emb);
   return {std::move(result.x), std::move(result.y), std::move(result.phi)};
 }
 
@@ -412,11 +457,18 @@ std::tuple<Tensor> positive_ranks(const Tensor& emb, const Tensor& labels, const
   request.cosine = cosine;
   request.first_only = first_only;
   request.offsets = integers(offsets, "offsets", request.x.rows + 1);
-  if (count != (first_only ? request.x.rows : request.offsets[request.x.rows]))
-    refuse("count must be the number of ranks");
+  if (first_only && count != request.x.rows) refuse("count must be the number of ranks");
   Tensor ranks = Tensor::empty({2, count}, aoti_torch_dtype_int64(), emb);
   request.pessimistic = static_cast<int64_t*>(ranks.mutable_data());
   request.optimistic = request.pessimistic + count;
+#if defined(ALA_WITH_CUDA)
+  if (emb.is_cuda()) {
+    const ala_cuda_positive_ranks_request on_device{request, first_only ? 0 : count};
+    run_on_cuda(on_device, emb, ala_cuda_positive_ranks_workspace, ala_cuda_positive_ranks);
+    return {std::move(ranks)};
+  }
+#endif
+  if (!first_only && count != request.offsets[request.x.rows]) refuse("count must be the number of ranks");
   run(request, emb, ala_positive_ranks_workspace, ala_positive_ranks);
   return {std::move(ranks)};
 }
@@ -424,7 +476,11 @@ std::tuple<Tensor> positive_ranks(const Tensor& emb, const Tensor& labels, const
 // ---- registration, while the library is loaded
 
 struct Operators {
+#if defined(ALA_WITH_CUDA)
+  Operators() : schemas("ala_metric"), cpu("ala_metric", "CPU"), cuda("ala_metric", "CUDA") {
+#else
   Operators() : schemas("ala_metric"), cpu("ala_metric", "CPU") {
+#endif
     add<&pairwise_distance>("pairwise_distance", "(Tensor x, Tensor? y) -> Tensor");
     add<&pairwise_distance_backward>(
         "pairwise_distance_backward",
@@ -473,8 +529,14 @@ struct Operators {
   void add(const std::string& name, const std::string& signature) {
     schemas.define((name + signature).c_str());
     cpu.implement<function>(name.c_str());
+#if defined(ALA_WITH_CUDA)
+    cuda.implement<function>(name.c_str());
+  }
+  ala::stable::Library schemas, cpu, cuda;
+#else
   }
   ala::stable::Library schemas, cpu;
+#endif
 };
 
 // A static object must not throw: the failure is kept for ala_metric/_native.py, which asks.
@@ -493,4 +555,9 @@ const std::string problem = register_operators();
 // Why the operators are not registered, or NULL.
 extern "C" ALA_API const char* ala_metric_torch_problem(void) {
   return problem.empty() ? nullptr : problem.c_str();
+}
+
+// Why CUDA tensors cannot be served, or NULL. Asks no driver: that would spoil a later fork.
+extern "C" ALA_API const char* ala_metric_torch_cuda_obstacle(void) {
+  return ala::cuda_binding::obstacle();
 }

@@ -41,6 +41,10 @@ AOTITorchError aoti_torch_get_device_index(AtenTensorHandle tensor, int32_t* ret
 AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides,
                                         int32_t dtype, int32_t device_type, int32_t device_index,
                                         AtenTensorHandle* ret);
+AOTITorchError aoti_torch__reinterpret_tensor(AtenTensorHandle self, int64_t ndim, const int64_t* sizes,
+                                              const int64_t* strides, int64_t storage_offset,
+                                              AtenTensorHandle* ret);
+int32_t aoti_torch_device_type_cuda();
 AOTITorchError torch_get_mutable_data_ptr(AtenTensorHandle tensor, void** ret);
 AOTITorchError torch_get_const_data_ptr(AtenTensorHandle tensor, const void** ret);
 
@@ -124,6 +128,15 @@ class Tensor {
   Tensor share() const {
     AtenTensorHandle handle = nullptr;
     check(aoti_torch_new_tensor_handle(handle_, &handle), "share a tensor");
+    return Tensor(handle);
+  }
+  bool is_cuda() const { return get(aoti_torch_get_device_type) == aoti_torch_device_type_cuda(); }
+  int32_t device_index() const { return get(aoti_torch_get_device_index); }
+  // `count` elements of a contiguous tensor that owns its storage, from `first` on.
+  Tensor part(int64_t first, int64_t count) const {
+    AtenTensorHandle handle = nullptr;
+    const int64_t stride = 1;
+    check(aoti_torch__reinterpret_tensor(handle_, 1, &count, &stride, first, &handle), "view a tensor");
     return Tensor(handle);
   }
   AtenTensorHandle release() { return std::exchange(handle_, nullptr); }

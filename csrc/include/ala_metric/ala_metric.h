@@ -42,7 +42,9 @@ typedef enum ala_status {
   ALA_OK = 0,
   ALA_INVALID_ARGUMENT = 1,    /* a size, stride, dtype, index or parameter; the message names it */
   ALA_WORKSPACE_TOO_SMALL = 2, /* fewer bytes than the size query asked for */
-  ALA_UNSUPPORTED_ISA = 3      /* ALA_METRIC_ISA names an unknown set, or one that this CPU lacks */
+  ALA_UNSUPPORTED_ISA = 3,     /* ALA_METRIC_ISA names an unknown set, or one that this CPU lacks */
+  ALA_NO_CUDA = 4,             /* cuda.h: the library was built without CUDA */
+  ALA_CUDA_FAILED = 5          /* cuda.h: the CUDA runtime reported an error; the message has its text */
 } ala_status;
 
 /* Filled when a status is not ALA_OK; every `error` parameter may be NULL. */
@@ -77,10 +79,10 @@ typedef struct ala_executor {
 ALA_API const char* ala_metric_version(void); /* "0.1.0" */
 ALA_API int32_t ala_metric_abi(void);         /* ALA_METRIC_ABI of the built library */
 
-/* Name of the instruction set in use: "baseline", "avx2", "avx512" or "neon". The environment variable
- * ALA_METRIC_ISA (baseline | avx2 | avx512) forces one; it is read once, at the first call of any function
- * that needs it. Returns ALA_UNSUPPORTED_ISA, as every op then does, when the forced one cannot run here;
- * *name is then what was asked for. */
+/* Name of the instruction set in use: "baseline", "avx2", "avx512", "amx" or "neon". The environment
+ * variable ALA_METRIC_ISA (baseline | avx2 | avx512 | amx) forces one; it is read once, at the first call of
+ * any function that needs it. Returns ALA_UNSUPPORTED_ISA, as every op then does, when the forced one cannot
+ * run here; *name is then what was asked for. */
 ALA_API ala_status ala_metric_isa(const char** name, ala_error* error);
 
 /* ---- Pairwise distances ------------------------------------------------------------------------------- */

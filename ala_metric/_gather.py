@@ -1,0 +1,76 @@
+"""Floor 1: rows of all ranks, with their gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks; 1 when torch.distributed is not in use."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def row_counts(x: Tensor) -> list[int]:
+    """Rows of every rank's ``x``, by rank."""
+    if world_size() == 1:
+        return [x.shape[0]]
+    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([x.shape[0]], device=x.device))
+    return [int(count) for count in counts]
+
+
+def gather_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """Rows of all ranks, in the order of the ranks; the backward pass sums the ranks' gradients.
+
+    Parameters
+    ----------
+    x
+        Rows of this rank, shape [counts[rank], ...].
+    counts
+        Of :func:`row_counts`; they may differ.
+
+    Returns
+    -------
+    Tensor
+        Shape [sum(counts), ...]. A loss that every rank computes from it in full so has ``world_size`` times
+        its gradient with respect to ``x``, which averaging over the ranks, as DistributedDataParallel does,
+        turns into the gradient.
+    """
+    if world_size() == 1:
+        return x
+    result: Tensor = _Gather.apply(x, list(counts))
+    return result
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = x.new_zeros(max(counts), *x.shape[1:])
+        padded[: x.shape[0]] = x
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        start = sum(ctx.counts[: dist.get_rank()])
+        return total[start : start + ctx.counts[dist.get_rank()]], None
+
+
+def pass_on(tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
+    """Send tensors to the next rank and receive those of the previous one, which have ``rows`` rows."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    received = [tensor.new_empty(rows, *tensor.shape[1:]) for tensor in tensors]
+    work = [dist.P2POp(dist.isend, tensor.contiguous(), (rank + 1) % ranks) for tensor in tensors]
+    work += [dist.P2POp(dist.irecv, tensor, (rank - 1) % ranks) for tensor in received]
+    for request in dist.batch_isend_irecv(work):
+        request.wait()
+    return received

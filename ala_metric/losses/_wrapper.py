@@ -1,0 +1,78 @@
+"""What wrappers share: they pass the adaptive protocol on, and reduce what they computed themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .._gather import gather_rows, row_counts
+from ..types import PhiSpec
+from . import _distance
+from ._base import AdaptivePairLoss
+
+
+class PassesPhiOn:
+    """The members of ``AdaptiveLoss``, taken from the wrapped loss where it has them."""
+
+    loss: Any
+
+    @property
+    def phi(self) -> Tensor:
+        """Parameters of the wrapped loss."""
+        return self.loss.phi
+
+    @property
+    def phi_spec(self) -> tuple[PhiSpec, ...]:
+        """Ranges and step rules of the wrapped loss."""
+        return self.loss.phi_spec
+
+    @property
+    def set_phi(self) -> Any:
+        """The wrapped loss's way to replace its parameters."""
+        return self.loss.set_phi
+
+    @property
+    def statistics(self) -> Any:
+        """The wrapped loss's validation statistics."""
+        return self.loss.statistics
+
+    @property
+    def statistics_width(self) -> int | None:
+        """Statistics per parameter, where the wrapped loss declares them."""
+        return getattr(self.loss, "statistics_width", None)
+
+    @property
+    def parameter_identity(self) -> bool:
+        """Whether a policy must tell the parameters apart."""
+        return bool(getattr(self.loss, "parameter_identity", False))
+
+
+def is_fused(loss: Any) -> bool:
+    """Whether the loss of all pairs with some references runs without a matrix or a list of them."""
+    return isinstance(loss, AdaptivePairLoss) and _distance.is_euclidean(loss.distance)
+
+
+def all_pairs(
+    loss: AdaptivePairLoss, x: Tensor, labels: Tensor, y: Tensor, ref_labels: Tensor, own: Tensor | None
+) -> Tensor:
+    """Loss per anchor [N] over all references but the anchor's own row, between rows as they are."""
+    phi = loss.phi.to(x.device, copy=True)  # a later set_phi must not reach this graph
+    if own is None:
+        terms = loss.all_pairs(x, labels, y, ref_labels, phi)
+        losses: Tensor = terms["loss"]["losses"]
+        return losses
+    return loss.merge(loss.partial(x, labels, y, ref_labels, own, phi)[None], phi)
+
+
+def reduce(loss: AdaptivePairLoss, losses: Tensor, embeddings: Tensor, labels: Tensor, together: bool) -> Any:
+    """What ``forward`` of pytorch-metric-learning does with loss terms; ``together``: with all ranks'."""
+    loss.reset_stats()
+    if together:
+        counts = row_counts(labels)
+        losses, labels = gather_rows(losses, counts), gather_rows(labels, counts)
+        if loss.embedding_regularizer is not None:
+            embeddings = gather_rows(embeddings, counts)
+    terms = {"loss": loss.zero_loss()} if losses.shape[0] == 0 else loss.per_anchor(losses)
+    loss.add_embedding_regularization_to_loss_dict(terms, embeddings)
+    return loss.reducer(terms, embeddings, labels)

@@ -1,0 +1,79 @@
+// Focal weighting (Eq. 10): a pass for the log-sums, a pass for the gradients.
+#include "cuda/pass.h"
+
+namespace ala::cuda {
+
+// From m and sum exp(z - m) of negatives and positives to lse = log(1 + sum exp z), positives first.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads) focal_log_sums(const T* values, int64_t n, T* lse) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
+  if (i >= n) return;
+  for (int kind = 0; kind < 2; ++kind) {
+    const T most = values[4 * i + 2 * kind], sum = values[4 * i + 2 * kind + 1];
+    lse[2 * i + 1 - kind] = most == T(0) ? ::log1p(sum) : most + ::log(::exp(-most) + sum);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kRowThreads)
+    focal_loss(const T* lse, const double* phi, int64_t n, T* loss) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
+  if (i < n) loss[i] = lse[2 * i] / static_cast<T>(phi[0]) + lse[2 * i + 1] / static_cast<T>(phi[1]);
+}
+
+// d/dphi of lse / phi: the softmax mean of +-(d - offset) over phi, less lse / phi^2. One block.
+template <class T>
+__global__ void __launch_bounds__(kFinishThreads)
+    focal_phi(const double* total, const T* lse, const T* weights, const double* phi, int64_t n,
+              T* grad_phi) {
+  ALA_SHARED(memory);
+  auto* sums = reinterpret_cast<double*>(memory);  // [2][threads]
+  double mine[2] = {0, 0};
+  for (int64_t i = threadIdx.x; i < n; i += kFinishThreads)
+    for (int k = 0; k < 2; ++k)
+      mine[k] += static_cast<double>(lse[2 * i + k]) * (weights ? static_cast<double>(weights[i]) : 1.0);
+  for (int k = 0; k < 2; ++k) sums[k * kFinishThreads + threadIdx.x] = mine[k];
+  __syncthreads();
+  if (threadIdx.x >= 2) return;
+  const int k = static_cast<int>(threadIdx.x);
+  double all = 0;
+  for (int t = 0; t < kFinishThreads; ++t) all += sums[k * kFinishThreads + t];
+  const double p = static_cast<double>(static_cast<T>(phi[k]));
+  grad_phi[k] = static_cast<T>((k == 0 ? total[k] : -total[k]) / p - all / (p * p));
+}
+
+template <class T>
+void focal_weighting(Run& run, const ala_focal_weighting_request& r) {
+  Points<T> points;
+  points.pack(run, r);
+  points.x_labels = r.x_labels;
+  points.y_labels = points.symmetric ? r.x_labels : r.y_labels;
+  const int64_t n = points.x.count, blocks = ceil_div<int64_t>(n, kRowThreads);
+  const T offset = static_cast<T>(r.offset);
+  const auto* weights = static_cast<const T*>(r.weights);
+  T* lse = r.lse ? static_cast<T*>(r.lse) : run.memory.array<T>(2 * n);
+  if (!r.lse_given) {
+    T* values = run.memory.array<T>(4 * n);
+    run_pass(run, points.pairs(), LogSumOp<T>{r.phi, offset}, Results<T>{values, nullptr, nullptr});
+    run.start(focal_log_sums<T>, blocks, kRowThreads, 0, values, n, lse);
+  }
+  if (r.loss) run.start(focal_loss<T>, blocks, kRowThreads, 0, lse, r.phi, n, static_cast<T*>(r.loss));
+  const T* col_lse = points.symmetric ? lse : nullptr;
+  const Results<T> results{nullptr, static_cast<T*>(r.grad_x),
+                           r.grad_phi ? run.memory.array<double>(2) : nullptr};
+  if (results.total) {
+    run.clear(results.total, 16);
+    run_pass(run, points.pairs(), FocalOp<T, true>{r.phi, offset, lse, weights, col_lse, weights}, results);
+    run.start(focal_phi<T>, 1, kFinishThreads, 2 * kFinishThreads * 8, results.total, lse, weights, r.phi, n,
+              static_cast<T*>(r.grad_phi));
+  } else if (results.grad) {
+    run_pass(run, points.pairs(), FocalOp<T, false>{r.phi, offset, lse, weights, col_lse, weights}, results);
+  }
+  if (r.grad_y && !points.symmetric)
+    run_pass(run, points.turned(), FocalOp<T, false>{r.phi, offset, nullptr, nullptr, lse, weights},
+             Results<T>{nullptr, static_cast<T*>(r.grad_y), nullptr});
+}
+
+}  // namespace ala::cuda
+
+ALA_DEFINE_CUDA_OP(focal_weighting, ala_focal_weighting_request)

@@ -1,0 +1,101 @@
+// What the binding needs of CUDA: torch's current stream, and the BLAS that torch has loaded.
+//
+// All of it is weak: a torch without CUDA lacks these names, and the library must load there all the same.
+// The BLAS gets a handle of our own, so that no flag of torch's turns a float32 product into a TF32 one.
+#pragma once
+
+#include <ala_metric/cuda.h>
+
+#include <climits>
+
+#include "stable.h"
+
+extern "C" {
+__attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** ret);
+__attribute__((weak)) int cublasCreate_v2(void** handle);
+__attribute__((weak)) int cublasSetStream_v2(void* handle, void* stream);
+__attribute__((weak)) int cublasSetWorkspace_v2(void* handle, void* workspace, size_t bytes);
+__attribute__((weak)) int cublasSgemm_v2(void* handle, int op_a, int op_b, int m, int n, int k,
+                                         const float* alpha, const float* a, int lda, const float* b, int ldb,
+                                         const float* beta, float* c, int ldc);
+__attribute__((weak)) int cublasDgemm_v2(void* handle, int op_a, int op_b, int m, int n, int k,
+                                         const double* alpha, const double* a, int lda, const double* b,
+                                         int ldb, const double* beta, double* c, int ldc);
+}
+
+namespace ala::cuda_binding {
+
+// Why CUDA tensors cannot be served by this library in this process, or NULL.
+inline const char* obstacle() {
+#if !defined(ALA_WITH_CUDA)
+  return "the native library was built without CUDA (ALA_METRIC_BUILD=cuda builds it where nvcc is)";
+#else
+  return aoti_torch_get_current_cuda_stream ? nullptr : "this torch was built without CUDA";
+#endif
+}
+
+#if defined(ALA_WITH_CUDA)
+inline constexpr int kMostDevices = 64;
+inline constexpr int64_t kBlasBytes = 32 << 20;  // cuBLAS asks for this much on Hopper
+
+// The device is current while this lives.
+class Device {
+ public:
+  explicit Device(int32_t index) { ala_cuda_set_device(index, &before_); }
+  ~Device() {
+    int32_t unused;
+    ala_cuda_set_device(before_, &unused);
+  }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+ private:
+  int32_t before_ = 0;
+};
+
+// Products by cuBLAS. A handle belongs to one thread and one device, and lives as long as the process.
+class Blas {
+ public:
+  Blas(int32_t device, void* stream, void* workspace) {
+    if (!cublasCreate_v2 || !cublasSetStream_v2 || !cublasSetWorkspace_v2 || !cublasSgemm_v2 ||
+        !cublasDgemm_v2 || device < 0 || device >= kMostDevices)
+      return;
+    static thread_local void* handles[kMostDevices] = {};
+    if (!handles[device] && cublasCreate_v2(&handles[device]) != 0) {
+      handles[device] = nullptr;
+      return;
+    }
+    if (cublasSetStream_v2(handles[device], stream) != 0 ||
+        cublasSetWorkspace_v2(handles[device], workspace, static_cast<size_t>(kBlasBytes)) != 0)
+      return;
+    handle_ = handles[device];
+  }
+  bool works() const { return handle_ != nullptr; }
+
+  // Row-major C = A B or A B^T is column-major C^T = B^T A^T or B A^T of the same memory.
+  static int32_t multiply(void* self, void*, ala_dtype dtype, int32_t transpose_b, int64_t rows, int64_t cols,
+                          int64_t inner, const void* a, int64_t lda, const void* b, int64_t ldb, void* c,
+                          int64_t ldc) {
+    for (const int64_t size : {rows, cols, inner, lda, ldb, ldc})
+      if (size > INT_MAX) return 1;
+    const auto i = [](int64_t size) { return static_cast<int>(size); };
+    void* handle = static_cast<Blas*>(self)->handle_;
+    const int op = transpose_b ? 1 : 0;
+    if (dtype == ALA_F64) {
+      const double one = 1, zero = 0;
+      return cublasDgemm_v2(handle, op, 0, i(cols), i(rows), i(inner), &one, static_cast<const double*>(b),
+                            i(ldb), static_cast<const double*>(a), i(lda), &zero, static_cast<double*>(c),
+                            i(ldc));
+    }
+    const float one = 1, zero = 0;
+    return cublasSgemm_v2(handle, op, 0, i(cols), i(rows), i(inner), &one, static_cast<const float*>(b),
+                          i(ldb), static_cast<const float*>(a), i(lda), &zero, static_cast<float*>(c),
+                          i(ldc));
+  }
+
+ private:
+  void* handle_ = nullptr;
+};
+#endif
+
+}  // namespace ala::cuda_binding
