@@ -36,4 +36,4 @@ def test_core_under_a_sanitizer(sanitizer: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         configure(ROOT, build, "-DALA_TESTS=ON", f"-DALA_SANITIZE={sanitizer}", "-DCMAKE_BUILD_TYPE=Release")
         run(tool("cmake"), "--build", build, "--parallel", "2")
-        run(tool("ctest"), "--test-dir", build, "--output-on-failure", "--no-tests=error")
+        run(tool("ctest"), "--test-dir", build, "--output-on-failure", "--no-tests=error", "-j2")

@@ -58,8 +58,9 @@ def available() -> dict[str, dict[str, PhiSpec]]:
     Examples
     --------
     >>> from ala_metric import losses
-    >>> losses.available()["NTXentLoss"]["temperature"]
-    PhiSpec(name='temperature', low=0.01, high=1.0, rule='multiplicative')
+    >>> spec = losses.available()["NTXentLoss"]["temperature"]
+    >>> spec.low, spec.high, spec.rule
+    (0.01, 1.0, 'multiplicative')
     """
     return {
         loss: {name: spec(name, *bounds) for name, bounds in ranges.items()}
