@@ -10,6 +10,7 @@ NATIVE_SOURCES := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt
 NATIVE := $(VENV)/.built
 DOCS := $(VENV)/.docs
 JOBS ?= 2
+TEST_JOBS ?= 3 # on two cores: some tests wait for other processes
 
 .PHONY: help demo test lint test-sanitize bench-kernels bench-classification-small cuda-report docs wheel clean
 
@@ -49,7 +50,7 @@ lint: $(ENV)
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc examples tests -name '*.h' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 
 test: $(NATIVE) lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --doctest-modules --doctest-ignore-import-errors tests ala_metric
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --doctest-modules --doctest-ignore-import-errors tests ala_metric
 
 test-sanitize: $(NATIVE)
 	$(PY) -m pytest tests/test_sanitizers.py --sanitizer thread

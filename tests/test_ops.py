@@ -517,6 +517,8 @@ def test_more_pairs_than_32_bits_count(impl: str) -> None:
     """46,349 is prime, and its square is beyond 2^31; some anchors against float64 on their own row."""
     if impl == "reference":
         pytest.skip("the reference holds all pairs by definition: 17 GB")
+    if impl == "strips":
+        pytest.skip("strips count the pairs of one strip only")
     n = 46_349
     x, labels = torch.rand(n, 1), torch.arange(n) % 5
     found = ops.focal_weighting(x, labels, torch.tensor([2.0, 8.0]), impl=impl)
