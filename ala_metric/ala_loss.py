@@ -296,7 +296,7 @@ class ALALoss(BaseMetricLossFunction):
         """Fix the width of the policy by a look at the validation set, where the loss does not declare it."""
         if self._known_width() is None and self.mode == "paper":
             with preserved_random_streams(), torch.no_grad():
-                self._fit_width(self.loss.statistics(*self.validate()))
+                self._fit_width(self.loss.statistics(*self._validated()))
 
     @property
     def learner(self) -> Learner:
@@ -339,7 +339,7 @@ class ALALoss(BaseMetricLossFunction):
         declared: int | None = getattr(self.loss, "statistics_width", None)
         if declared is None and probe:
             with preserved_random_streams(), torch.no_grad():
-                return int(self.loss.statistics(*self.validate()).shape[-1])
+                return int(self.loss.statistics(*self._validated()).shape[-1])
         return declared
 
     def _make_scheme(self, statistics_width: int, policy: Policy | None) -> Scheme:
@@ -437,10 +437,18 @@ class ALALoss(BaseMetricLossFunction):
         record = StepRecord(done, value, error, reward, action, shown, entropy, seconds)
         return record, self.dropped + (not usable)
 
+    def _validated(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs and targets of the validation set."""
+        found = self.validate()
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            what = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
+            raise TypeError(f"validate() must return (outputs, targets), got {what}")
+        return found[0], found[1]
+
     def _evaluate(self, with_statistics: bool) -> tuple[float, float, torch.Tensor | None]:
         """Metric, error and (if asked for and the metric is finite) statistics of the validation set."""
         with preserved_random_streams(), torch.no_grad():
-            outputs, targets = self.validate()
+            outputs, targets = self._validated()
             value = float(self.metric(outputs, targets))
             with_statistics = with_statistics and math.isfinite(value)
             statistics = self.loss.statistics(outputs, targets) if with_statistics else None

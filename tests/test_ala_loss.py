@@ -616,3 +616,12 @@ def test_a_plain_loop_adapts_and_resumes(mode: str) -> None:
     train(*second, range(23, 40))
     assert second[2].history == straight[2].history
     assert_same_state(second[0].state_dict(), straight[0].state_dict())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"), [(torch.ones(4, 2), "Tensor"), ((torch.ones(4),) * 3, "3 values")]
+)
+def test_validate_must_return_a_pair(wrong: Any, found: str) -> None:
+    loss_fn = make(validate=lambda: wrong, every=2)
+    with pytest.raises(TypeError, match=rf"validate\(\) must return \(outputs, targets\), got {found}"):
+        call(loss_fn, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -483,6 +485,23 @@ def test_opcheck_strips(own: bool) -> None:
         (strips.mixture_pairs, (x, a, b, phi[:5].detach(), True, y)),
     ):
         torch.library.opcheck(op.default, args)
+
+
+def test_strips_refuse_a_second_derivative() -> None:
+    x, labels = batch(5, 3)
+    x.requires_grad_()
+    first = torch.autograd.grad(
+        ops.distance_mixture(x, labels, PHI, impl="strips").sum(), x, create_graph=True
+    )[0]
+    with pytest.raises(NotImplementedError, match="distance_mixture is differentiable once"):
+        first.square().sum().backward()
+
+
+@pytest.mark.parametrize("offset", [math.nan, math.inf])
+def test_focal_offset_must_be_finite(impl: str, offset: float) -> None:
+    x, labels = batch(5, 3)
+    with pytest.raises(ValueError, match="offset must be finite, got (nan|inf)"):
+        ops.focal_weighting(x, labels, SHARP, offset=offset, impl=impl)
 
 
 # ----------------------------------------------------------------------------------------------- selector

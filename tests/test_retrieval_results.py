@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib.metadata
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -301,3 +302,21 @@ def test_against_scikit_learn() -> None:
     hits = labels.numpy()[near[:, 1:]] == labels.numpy()[:, None]
     first = np.where(hits.any(1), hits.argmax(1) + 1, 0)
     assert ops.positive_ranks(x, labels, first_only=True).tolist() == first.tolist()
+
+
+def test_one_depth_may_be_an_integer() -> None:
+    x, labels = torch.randn(11, 3), torch.arange(11) % 4
+    assert metrics.retrieval(x, labels, k=5).recall_at_k == metrics.retrieval(x, labels, k=(5,)).recall_at_k
+    assert metrics.RecallAtK(5)(x, labels) == metrics.RecallAtK((5,))(x, labels)
+    assert metrics.RecallAtK(5).name == "recall@5"
+    for wrong in (0, -1, True, 11, 1.5, (), (1, 1.0)):
+        with pytest.raises((ValueError, TypeError), match="k must be"):
+            metrics.retrieval(x, labels, k=wrong)
+        with pytest.raises((ValueError, TypeError), match="k must be"):
+            metrics.RecallAtK(wrong)(x, labels)
+
+
+def test_a_pickled_metric_trims_its_default_depths_too() -> None:
+    x, labels = torch.randn(11, 3), torch.arange(11) % 4
+    copied = pickle.loads(pickle.dumps(metrics.RecallAtK()))
+    assert copied(x, labels) == metrics.RecallAtK()(x, labels) == metrics.RecallAtK((1, 10))(x, labels)

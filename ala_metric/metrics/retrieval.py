@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -66,7 +66,7 @@ def retrieval(
     *,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
-    k: Sequence[int] = DEFAULT_K,
+    k: int | Sequence[int] = DEFAULT_K,
     distance: Distance = "euclidean",
     impl: RankImpl = "auto",
     per_query: bool = False,
@@ -95,8 +95,8 @@ def retrieval(
     ref_emb, ref_labels
         Gallery, shapes [M, D] and [M]; without it every query is searched among the others.
     k
-        Depths, integers in [1, number of references]. Of the default (1, 10, 100, 1000) those that exceed
-        the references are left out; one asked for by name must fit.
+        Depth or depths, integers in [1, number of references]. Of the default (1, 10, 100, 1000)
+        those that exceed the references are left out; one asked for by name must fit.
     distance
         ``"euclidean"`` or ``"cosine"``.
     impl
@@ -192,16 +192,22 @@ def class_means(scores: dict[str, Tensor], labels: Tensor, asked: Tensor) -> dic
     return {"class": classes, **means}
 
 
-def check_depths(k: Sequence[int], references: int) -> tuple[int, ...]:
-    """Refuse depths that are no integers in [1, references]; trim the default ones to fit."""
-    if k is DEFAULT_K:
+def as_tuple(k: int | Sequence[int]) -> tuple[int, ...]:
+    """One depth or several, as a tuple."""
+    return tuple(k) if isinstance(k, Iterable) else (k,)
+
+
+def check_depths(k: int | Sequence[int], references: int, *, trim: bool | None = None) -> tuple[int, ...]:
+    """Refuse depths that are no integers in [1, references]; ``trim`` (the default ones) to fit instead."""
+    if k is DEFAULT_K if trim is None else trim:
         return tuple(depth for depth in DEFAULT_K if depth <= max(1, references))
-    if isinstance(k, int) or not len(k):
-        raise ValueError(f"k must be a sequence of at least one integer, got {k!r}")
-    for depth in k:
+    depths = as_tuple(k)
+    if not depths:
+        raise ValueError(f"k must be an integer or a sequence of at least one, got {k!r}")
+    for depth in depths:
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= references:
             raise ValueError(f"k must be integers in [1, {references}] (the references), got {depth!r}")
-    return tuple(k)
+    return depths
 
 
 class RecallAtK:
@@ -215,7 +221,7 @@ class RecallAtK:
     Parameters
     ----------
     k
-        Depths; of the default those that exceed the number of references are left out.
+        Depth or depths; of the default those that exceed the number of references are left out.
     distance
         ``"euclidean"``, on the embeddings as they are, or ``"cosine"``. The losses normalise inside: for a
         model that does not normalise its own output, ``"cosine"`` measures what was trained.
@@ -239,17 +245,18 @@ class RecallAtK:
     higher_is_better = True
 
     def __init__(
-        self, k: Sequence[int] = DEFAULT_K, *, distance: Distance = "euclidean", impl: RankImpl = "auto"
+        self, k: int | Sequence[int] = DEFAULT_K, *, distance: Distance = "euclidean", impl: RankImpl = "auto"
     ) -> None:
-        self.k = k
+        self._trim = k is DEFAULT_K  # said here: the identity would be lost in a pickled copy
+        self.k = as_tuple(k)
         self.distance: Distance = distance
         self.impl: RankImpl = impl
-        self.name = "recall@" + ",".join(str(depth) for depth in k)
+        self.name = "recall@" + ",".join(str(depth) for depth in self.k)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
         """Evaluate on embeddings [N, D] and classes [N]; every row is searched among the others."""
         first = ops.positive_ranks(outputs, targets, distance=self.distance, first_only=True, impl=self.impl)
-        depths = check_depths(self.k, len(first) - 1)
+        depths = check_depths(self.k, len(first) - 1, trim=self._trim)
         first = first[first > 0]
         if len(first) == 0:
             raise ValueError(f"none of the {len(targets)} queries has a reference of its own class")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,20 @@ def gather_chunks(total: int, x: Tensor) -> Iterator[slice]:
     return chunks(total, max(1, _GATHER_BYTES // (x.element_size() * max(1, x.shape[1]))))
 
 
-def keep_precision(*strip_ops: CustomOpDef) -> None:
-    """Make autocast hand these ops float32 (float64 stays), also for the products inside them."""
-    for op in strip_ops:
+def differentiable_once(
+    forward: CustomOpDef, backward: CustomOpDef, differentiate: Callable[..., Any], save: Callable[..., None]
+) -> None:
+    """Register the gradient of a strip op, and refuse the gradient's gradient.
+
+    Autocast hands both ops float32 (float64 stays), also for the products inside them.
+    """
+
+    def no_second_derivative(*_: Any) -> Any:
+        raise NotImplementedError(f"{forward._name} is differentiable once; use impl='reference' for more")
+
+    forward.register_autograd(differentiate, setup_context=save)
+    backward.register_autograd(no_second_derivative)
+    for op in (forward, backward):
         for device in ("cpu", "cuda"):
             op.register_autocast(device, torch.float32)
 

@@ -12,7 +12,7 @@ from . import _functions as f
 from ._check import check_batch, check_phi, compute
 from ._reference import distance_matrix, masked_mean, pair_masks
 from ._select import choose
-from ._strips import PairStrips, keep_precision
+from ._strips import PairStrips, differentiable_once
 
 
 def distance_mixture(
@@ -202,5 +202,4 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None, grad_phi, None if y is None else grad_y, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-keep_precision(_forward, _backward)
+differentiable_once(_forward, _backward, _differentiate, _save)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..types import Impl
 from ._check import check_batch, check_phi, compute
 from ._reference import distance_matrix, masked_log1p_sum_exp, pair_masks
 from ._select import choose
-from ._strips import PairStrips, keep_precision
+from ._strips import PairStrips, differentiable_once
 
 
 def focal_weighting(
@@ -69,6 +70,8 @@ def focal_weighting(
     """
     emb, labels, ref_emb, ref_labels = check_batch(emb, labels, ref_emb, ref_labels)
     phi = check_phi(phi, 2, emb, positive=True)
+    if not math.isfinite(offset):
+        raise ValueError(f"offset must be finite, got {offset}")
     which = choose("focal_weighting", impl, emb.device).impl
     if which == "native":
         from . import native
@@ -198,5 +201,4 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
     return grad_x, None, grad_phi, None, None if y is None else grad_y, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-keep_precision(_forward, _backward)
+differentiable_once(_forward, _backward, _differentiate, _save)

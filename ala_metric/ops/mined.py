@@ -12,7 +12,7 @@ from ..types import Impl
 from . import _functions as f
 from ._check import check_embeddings, check_indices, check_phi, check_references, compute
 from ._select import choose
-from ._strips import gather_chunks, keep_precision
+from ._strips import differentiable_once, gather_chunks
 
 
 def mixture_pairs(
@@ -253,5 +253,4 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None, None, grad_phi, None, None if y is None else grad_y
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-keep_precision(_forward, _backward)
+differentiable_once(_forward, _backward, _differentiate, _save)

@@ -11,7 +11,7 @@ from ..types import Impl
 from ._check import check_embeddings, check_references, compute
 from ._reference import distance_matrix
 from ._select import choose
-from ._strips import PairStrips, keep_precision
+from ._strips import PairStrips, differentiable_once
 
 
 def pairwise_distance(x: Tensor, y: Tensor | None = None, *, impl: Impl = "auto") -> Tensor:
@@ -102,5 +102,4 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None if y is None else grad_y
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-keep_precision(_forward, _backward)
+differentiable_once(_forward, _backward, _differentiate, _save)
