@@ -4,6 +4,7 @@
 #include "cpu/focal.h"
 #include "cpu/kernels.h"
 #include "cpu/mixture.h"
+#include "cpu/ranks.h"
 
 namespace ala {
 namespace {
@@ -28,7 +29,7 @@ const Kernels kKernelsAmx = {
     ALA_BY_DTYPE(focal_weighting),
     kKernelsAvx512.mined_pairs,
     kKernelsAvx512.mined_triplets,
-    kKernelsAvx512.positive_ranks,
+    ALA_ISA::positive_ranks,
 };
 #undef ALA_BY_DTYPE
 

@@ -11,6 +11,10 @@
 #include <cmath>
 
 #include "cpu/points.h"
+#include "cpu/rank_panels.h"
+#if defined(__AMX_BF16__)
+#include "cpu/rank_split_panels.h"
+#endif
 
 namespace ala {
 namespace ALA_ISA {
@@ -18,10 +22,11 @@ namespace ALA_ISA {
 constexpr double kInfinite = __builtin_huge_val();
 constexpr float kFar = __builtin_huge_valf();
 
-template <class N>
-constexpr N larger(N a, N b) {
-  return a > b ? a : b;
-}
+#if defined(__AMX_BF16__)
+using RankPanels = SplitPanels;
+#else
+using RankPanels = FloatPanels;
+#endif
 
 // What all rows of one call share.
 struct RankFrame {
@@ -47,29 +52,30 @@ class RankRows {
  public:
   using S = Simd<float>;
   using D = Simd<double>;
-  static constexpr int kPanel = Points<float>::kPanel;
+  static constexpr int64_t kPanel = RankPanels::kPanel;
 
   int64_t count = 0, padded = 0, dims = 0;
   int32_t* order = nullptr;      // [count] the caller's number of each row
-  float* panels = nullptr;       // as in Points
+  RankPanels panels;
   float* half_square = nullptr;  // [padded]; Inf in the padding, which is then far from everything
   float* length = nullptr;       // [padded]
 
   // Numbers in a buffer for one row, or for a panel of them, on the way to their places.
-  static int64_t row_size(int64_t dims) { return round_up(dims, S::kLanes); }
+  static int64_t row_size(int64_t dims) { return round_up(dims, RankPanels::kDeep); }
   static int64_t panel_size(int64_t dims) {
     return kPanel * (row_size(dims) + 64 / static_cast<int64_t>(sizeof(float)));
   }
 
-  void allocate(const ala_matrix& m, bool cosine, Arena& arena) {
+  // left, right: what the panels are operands of.
+  void allocate(const ala_matrix& m, bool cosine, bool left, bool right, Arena& arena) {
     raw_ = m;
     count = m.rows;
     dims = m.cols;
     padded = round_up(count, kPanel);
     order = arena.array<int32_t>(count);
-    panels = arena.array<float>(padded * dims);
     half_square = arena.array<float>(padded);
     length = arena.array<float>(padded);
+    panels.allocate(padded, dims, half_square, left, right, arena);
     if (cosine) scale_ = arena.array<double>(count);
     if (cosine) inverse_ = arena.array<double>(count);
   }
@@ -116,7 +122,7 @@ class RankRows {
           length[i] = 0;
         }
       }
-      interleave(from, stride, panels + p * kPanel * dims);
+      panels.pack(p, from, stride, length + p * kPanel);
     });
   }
 
@@ -165,17 +171,6 @@ class RankRows {
     const double square = D::sum(sum);
     half_square[i] = frame_.cosine ? 0.5f : static_cast<float>(square / 2);
     length[i] = static_cast<float>(std::sqrt(square));
-  }
-
-  void interleave(const float* from, int64_t stride, float* to) const {
-    for (int half = 0; half < 2; ++half, from += S::kLanes * stride, to += S::kLanes)
-      for (int64_t k = 0; k < dims; k += S::kLanes) {
-        S::V block[S::kLanes];
-        for (int r = 0; r < S::kLanes; ++r) block[r] = S::load(from + r * stride + k);
-        S::transpose(block);
-        const int64_t n = smaller(S::kLanes, dims - k);
-        for (int64_t c = 0; c < n; ++c) S::store(to + (k + c) * kPanel, block[c]);
-      }
   }
 
   static ALA_HD D::V load(const double* p) { return D::load(p); }

@@ -10,7 +10,6 @@
 #include "cpu/kernels.h"
 #include "cpu/rank_counts.h"
 #include "cpu/schedule.h"
-#include "cpu/tile.h"
 
 namespace ala {
 namespace ALA_ISA {
@@ -19,12 +18,10 @@ class RankTiles {
  public:
   using S = Simd<float>;
   using V = S::V;
-  using Square = Tile<float>;
-  static constexpr int kPanel = Square::kPanel;
-  static constexpr int kStride = Square::kStride;
-  static constexpr int64_t kBlock = Square::kSide;
+  static constexpr int64_t kPanel = RankPanels::kPanel;
+  static constexpr int64_t kStride = Tile<float>::kStride;
+  static constexpr int64_t kBlock = Tile<float>::kSide;
   static constexpr int64_t kStrip = 32;  // rows whose e stay in the first caches
-  static constexpr int64_t kDepth = 64;  // longest chain of additions
 
   RankRows queries, references;  // symmetric: the same
   RankCounts counts;
@@ -35,28 +32,26 @@ class RankTiles {
 
   void allocate(const ala_positive_ranks_request& r, int64_t slots, Arena& arena) {
     symmetric = r.symmetric != 0;
-    queries.allocate(r.x, r.cosine != 0, arena);
+    queries.allocate(r.x, r.cosine != 0, true, symmetric, arena);
     if (symmetric)
       references = queries;
     else
-      references.allocate(r.y, r.cosine != 0, arena);
+      references.allocate(r.y, r.cosine != 0, false, true, arena);
     counts.allocate(queries.padded, slots, arena);
     col_block_ = block_size(references);
     row_block_ = symmetric ? col_block_ : block_size(queries);
     longest_ = arena.array<float>(2 * (row_blocks() + col_blocks()));
-    // What float arithmetic may get wrong, in units of |x| |y| and of |x|^2 / 2 + |y|^2 / 2: the chains of
-    // products and their partial sums; rounding of x, y, their squares, the sums, and the thresholds. 1.02
-    // covers second orders.
-    const double unit = 1.02 * std::ldexp(1.0, -24),
-                 chain = static_cast<double>(smaller(kDepth, references.dims));
-    per_product_ = static_cast<float>(unit * (chain + static_cast<double>(references.dims) / kDepth + 2));
-    per_square_ = static_cast<float>(unit * 18);
   }
 
   int64_t row_blocks() const { return (queries.count + row_block_ - 1) / row_block_; }
   int64_t col_blocks() const { return (references.count + col_block_ - 1) / col_block_; }
 
   void visit(float* tiles, const RankScratch* scratch, const Workers& workers) {
+    // What float arithmetic may get wrong, in units of |x| |y| and of |x|^2 / 2 + |y|^2 / 2: the products;
+    // rounding of x, y, their squares, the sums, and the thresholds. 1.02 covers second orders.
+    const double unit = std::ldexp(1.0, -24);
+    per_product_ = static_cast<float>(1.02 * (RankPanels::error(queries.panels, references.panels) + 2 * unit));
+    per_square_ = static_cast<float>(1.02 * unit * 18);
     float *rows = longest_, *cols = longest_ + 2 * row_blocks();
     longest(queries, row_block_, rows);
     longest(references, col_block_, cols);
@@ -92,6 +87,8 @@ class RankTiles {
 
   __attribute__((noinline)) void visit_block(int64_t I, int64_t J, const float* row_most,
                                              const float* col_most, float* e, const RankScratch& scratch) {
+    const RankPanels::Session session;
+    static_cast<void>(session);
     const int64_t i0 = I * row_block_, j0 = J * col_block_;
     const int64_t end = smaller(queries.count, i0 + row_block_);
     const int64_t cols = smaller(col_block_, references.padded - j0);
@@ -109,7 +106,7 @@ class RankTiles {
       const int64_t rows = smaller(kStrip, end - i);
       // On the diagonal the pairs to the left are those of earlier strips.
       const int64_t left = diagonal ? i : j0, n = j0 + cols - left;
-      fill(e, i, round_up(rows, kPanel), left, n);
+      queries.panels.distances(i, round_up(rows, kPanel), references.panels, left, n, e);
       for (int64_t r = 0; r < rows; ++r) {
         float* row = e + r * kStride;
         const int64_t from = larger<int64_t>(first_own[i + r] - left, 0);
@@ -121,51 +118,6 @@ class RankTiles {
       if (symmetric)
         counts.count_columns(left + skip, n - skip, e + skip, kStride, rows, col_slack, queries, references,
                              i, scratch);
-    }
-  }
-
-  void fill(float* e, int64_t i0, int64_t rows, int64_t j0, int64_t cols) const {
-    for (int64_t j = 0; j < cols; j += kPanel)
-      for (int64_t i = 0; i < rows; i += kPanel) {
-        int64_t k = 0;
-        do {
-          const int64_t depth = smaller(kDepth, references.dims - k);
-          const float* a = queries.panels + (i0 + i) * references.dims + k * kPanel;
-          const float* b = references.panels + (j0 + j) * references.dims + k * kPanel;
-          const bool last = k + depth >= references.dims;
-          int r = 0;
-          for (; r + Square::kRows <= kPanel; r += Square::kRows)
-            fill_rows<Square::kRows>(a + r, b, depth, k == 0, last, i0 + i + r, j0 + j,
-                                     e + (i + r) * kStride + j);
-          if constexpr (kPanel % Square::kRows != 0)
-            fill_rows<kPanel % Square::kRows>(a + r, b, depth, k == 0, last, i0 + i + r, j0 + j,
-                                              e + (i + r) * kStride + j);
-          k += depth;
-        } while (k < references.dims);
-      }
-  }
-
-  template <int kM>
-  ALA_HD void fill_rows(const float* a, const float* b, int64_t depth, bool first, bool last, int64_t i,
-                        int64_t j, float* e) const {
-    V sum[kM][2];
-    Square::multiply<kM, 1, kPanel>(a, b, kPanel, depth, sum);
-    if (!first)
-      for (int m = 0; m < kM; ++m) {
-        sum[m][0] += S::load(e + m * kStride);
-        sum[m][1] += S::load(e + m * kStride + S::kLanes);
-      }
-    if (last) {
-      const V h0 = S::load(references.half_square + j), h1 = S::load(references.half_square + j + S::kLanes);
-      for (int m = 0; m < kM; ++m) {
-        const V h = S::set(queries.half_square[i + m]);
-        sum[m][0] = (h + h0) - sum[m][0];
-        sum[m][1] = (h + h1) - sum[m][1];
-      }
-    }
-    for (int m = 0; m < kM; ++m) {
-      S::store(e + m * kStride, sum[m][0]);
-      S::store(e + m * kStride + S::kLanes, sum[m][1]);
     }
   }
 

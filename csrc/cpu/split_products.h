@@ -28,6 +28,12 @@ class SplitProducts {
   using Word = uint32_t;
   static constexpr Layout kLayout = Layout::kSlices;
 
+  static constexpr int64_t kPanel = 32, kHalf = 16, kDeep = 32;
+  static constexpr int64_t kRegister = 16 * 16;  // words
+  static constexpr int64_t kPart = 2 * kRegister;  // of a step of one panel
+  static constexpr int64_t kDotSteps = 4;          // keeps a pair of panels in L1
+  static_assert(kPanel == Points<float>::kPanel && kHalf == S::kLanes, "AMX comes with AVX-512");
+
   // While it lives, this thread's tile registers are all 16 rows of 64 bytes.
   class Session {
    public:
@@ -127,23 +133,13 @@ class SplitProducts {
     }
   }
 
- private:
-  static constexpr int64_t kPanel = 32, kHalf = 16, kDeep = 32;
-  static constexpr int kParts = 3;
-  static constexpr int64_t kRegister = 16 * 16;             // words
-  static constexpr int64_t kStep = kParts * 2 * kRegister;  // of one panel
-  static constexpr int64_t kDotSteps = 4;                   // keeps a pair of panels in L1
-  static constexpr int64_t kSteps = Square::kSide / kDeep;  // of a tile
-  static constexpr int64_t kLeft = kSteps * kSteps * kStep, kScratch = kLeft + kSteps * kStep;
-  static_assert(kPanel == Points<float>::kPanel && kHalf == S::kLanes, "AMX comes with AVX-512");
-
   struct Pair {
     V low, high;  // numbers w and w + 16 of a step
   };
 
   // rows(half, l): the two registers of floats that make line l of a half's register; with kTranspose column
   // l.
-  template <bool kTranspose, class Rows>
+  template <bool kTranspose, int kParts = 3, class Rows>
   static ALA_HD void pack_step(Word* to, const Rows& rows) {
     for (int half = 0; half < 2; ++half, to += kRegister) {
       V block[kParts][kHalf];
@@ -164,22 +160,26 @@ class SplitProducts {
     }
   }
 
-  // Words of two bfloat16; high + middle + low = x, exactly.
-  static ALA_HD void split(Pair x, V (&part)[kParts]) {
+  // Words of two bfloat16; high + middle + low = x, exactly. Returns what the parts lack of x.
+  template <int kParts>
+  static ALA_HD Pair split(Pair x, V (&part)[kParts]) {
     const S::Bits half_unit = S::Bits{} + 0x8000u, high_bits = S::Bits{} + 0xffff0000u;
     for (int p = 0; p < kParts; ++p) {
-      // Nearest, then what is left; the last part has no bits to lose. A NaN keeps its own in the last part.
-      const bool last = p == kParts - 1;
+      // Nearest, then what is left; the third part has no bits to lose. A NaN keeps its own in the third part.
+      const bool last = p == 2;
       const S::Bits low = S::bits(x.low) + (last ? S::Bits{} : half_unit);
       const S::Bits high = (S::bits(x.high) + (last ? S::Bits{} : half_unit)) & high_bits;
       part[p] = S::from_bits(low >> 16 | high);
       x.low -= S::from_bits(low & high_bits);
       x.high -= S::from_bits(high);
     }
+    return x;
   }
   static ALA_HD void store(Word* to, V words) { S::store(reinterpret_cast<float*>(to), words); }
 
-  // c (=, +=) left right, a panel high and wide. Small parts first.
+  // c (=, +=) left right, a panel high and wide. Of three parts the six largest products, small ones first; of
+  // two the three largest.
+  template <int kParts = 3>
   static void multiply(const Word* a, const Word* b, int64_t steps, float* c, int64_t stride, bool first) {
     const int64_t c_bytes = stride * static_cast<int64_t>(sizeof(float));
     float* const below = c + kHalf * stride;
@@ -195,7 +195,7 @@ class SplitProducts {
       _tile_loadd(2, below, c_bytes);
       _tile_loadd(3, below + kHalf, c_bytes);
     }
-    for (int64_t s = 0; s < steps; ++s, a += kStep, b += kStep) {
+    for (int64_t s = 0; s < steps; ++s, a += kParts * kPart, b += kParts * kPart) {
 #define ALA_LEFT(part)                            \
   _tile_loadd(4, a + (2 * part) * kRegister, 64); \
   _tile_loadd(5, a + (2 * part + 1) * kRegister, 64)
@@ -207,20 +207,30 @@ class SplitProducts {
   _tile_dpbf16ps(1, 4, 7); \
   _tile_dpbf16ps(2, 5, 6); \
   _tile_dpbf16ps(3, 5, 7)
-      ALA_LEFT(2);
-      ALA_RIGHT(0);
-      ALA_PRODUCT();
-      ALA_LEFT(0);
-      ALA_RIGHT(2);
-      ALA_PRODUCT();
-      ALA_RIGHT(1);
-      ALA_PRODUCT();
-      ALA_LEFT(1);
-      ALA_PRODUCT();
-      ALA_RIGHT(0);
-      ALA_PRODUCT();
-      ALA_LEFT(0);
-      ALA_PRODUCT();
+      if constexpr (kParts == 2) {
+        ALA_LEFT(1);
+        ALA_RIGHT(0);
+        ALA_PRODUCT();
+        ALA_LEFT(0);
+        ALA_PRODUCT();
+        ALA_RIGHT(1);
+        ALA_PRODUCT();
+      } else {
+        ALA_LEFT(2);
+        ALA_RIGHT(0);
+        ALA_PRODUCT();
+        ALA_LEFT(0);
+        ALA_RIGHT(2);
+        ALA_PRODUCT();
+        ALA_RIGHT(1);
+        ALA_PRODUCT();
+        ALA_LEFT(1);
+        ALA_PRODUCT();
+        ALA_RIGHT(0);
+        ALA_PRODUCT();
+        ALA_LEFT(0);
+        ALA_PRODUCT();
+      }
 #undef ALA_LEFT
 #undef ALA_RIGHT
 #undef ALA_PRODUCT
@@ -231,6 +241,11 @@ class SplitProducts {
     _tile_stored(3, below + kHalf, c_bytes);
     asm volatile("" ::: "memory");
   }
+
+ private:
+  static constexpr int64_t kStep = 3 * kPart;
+  static constexpr int64_t kSteps = Square::kSide / kDeep;  // of a tile
+  static constexpr int64_t kLeft = kSteps * kSteps * kStep, kScratch = kLeft + kSteps * kStep;
 
   // Whole panels are read: what lies outside rows and cols counts as 0.
   static void clear_margins(float* tile, int64_t rows, int64_t cols) {
