@@ -101,7 +101,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other))
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx"])
 def test_every_instruction_set(isa: str, tmp_path: Path) -> None:
     x, labels = hard(400)
     torch.save({"x": x, "labels": labels}, tmp_path / "in.pt")
@@ -130,6 +130,29 @@ print(json.dumps([ala.native_info().isa, ranks.tolist(), many.tolist()]))
     assert name in (isa, "neon")
     assert ranks == brute(x, labels).tolist()
     assert many == brute(x, labels % 2).tolist()
+
+
+@pytest.mark.parametrize(("above_one", "step"), [(2**-8, 2**-15), (2**-9 + 2**-17, 2**-23)])
+@pytest.mark.parametrize("separate", [False, True])
+def test_roundings_that_add_up(above_one: float, step: float, separate: bool) -> None:
+    """Every number just below the middle between two sums of bfloat16, so that the parts that a product of two
+    or three such parts leaves out have the same sign: the most that it can be wrong, here far more than the
+    distances differ."""
+    signs = torch.randn(5, 16).sign().double()[torch.randint(0, 5, (120,))]
+    x = (signs * (1 + above_one - step * torch.randint(1, 60, (120, 16)))).float()
+    x = torch.cat([x, -x])  # the centre is 0 and no number is rounded again
+    labels = torch.randint(0, 20, (240,))
+    refs = (x.flip(0), labels.roll(1)) if separate else ()
+    assert torch.equal(native(x, labels, *refs), brute(x, labels, *refs))
+
+
+def test_rows_of_any_length() -> None:
+    """Down to numbers that float32 does not hold as normal ones, and AMX not at all."""
+    x = torch.randn(300, 24).double() * 10.0 ** -torch.tensor([0, 4, 39, 42])[torch.arange(300) % 4, None]
+    x, labels = x.float(), torch.randint(0, 30, (300,))
+    assert torch.equal(native(x, labels), brute(x, labels))
+    few, own = x[2::4], labels[2::4].clone()
+    assert torch.equal(native(few, own, x, labels), brute(few, own, x, labels))
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10])

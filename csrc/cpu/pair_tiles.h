@@ -148,9 +148,6 @@ class PairTiles {
     return block < Square::kPanel ? Square::kPanel : block;
   }
 
-  // Large groups of blocks save traffic to memory; at least 16 groups leave work for 8 threads.
-  static int64_t group_size(int64_t blocks) { return blocks < 32 ? 1 : smaller(blocks / 16, 4); }
-
   template <class Op>
   __attribute__((noinline)) void visit_tile(Op& op, int64_t I, int64_t J, int64_t slot) {
     const typename Products<T>::Type::Session session;

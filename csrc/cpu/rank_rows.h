@@ -55,7 +55,7 @@ class RankRows {
   static constexpr int64_t kPanel = RankPanels::kPanel;
 
   int64_t count = 0, padded = 0, dims = 0;
-  int32_t* order = nullptr;      // [count] the caller's number of each row
+  int32_t* order = nullptr;  // [count] the caller's number of each row
   RankPanels panels;
   float* half_square = nullptr;  // [padded]; Inf in the padding, which is then far from everything
   float* length = nullptr;       // [padded]

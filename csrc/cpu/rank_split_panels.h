@@ -1,5 +1,5 @@
-// The same as rank_panels.h by AMX. Ranks need no float's accuracy, only a bound, for what a bound leaves open
-// is settled in double. So two bfloat16 parts do, h + m = x - r, and three of their products:
+// The same as rank_panels.h by AMX. Ranks need no float's accuracy, only a bound, for what a bound leaves
+// open is settled in double. So two bfloat16 parts do, h + m = x - r, and three of their products:
 //   <x, y> = <h, h'> + <h, m'> + <m, h'>   but for   <m, m'> + <x - r, r'> + <r, y>.
 // In floats r <= 2^-17 |x| and m <= 2^-8 |x|, number for number; the lengths of the vectors m and r are
 // measured, in units of |x|, and are about a third of that.
@@ -24,9 +24,8 @@ class SplitPanels {
   using Session = Split::Session;
   static constexpr int64_t kPanel = Split::kPanel, kDeep = Split::kDeep;
 
-  // left, right: what they are operands of. 
-  void allocate(int64_t padded, int64_t dims, const float* half_square, bool left, bool right,
-                Arena& arena) {
+  // left, right: what they are operands of.
+  void allocate(int64_t padded, int64_t dims, const float* half_square, bool left, bool right, Arena& arena) {
     steps_ = round_up(dims, kDeep) / kDeep;
     panels_ = padded / kPanel;
     half_square_ = half_square;
@@ -59,17 +58,13 @@ class SplitPanels {
 
   // rows: one panel.
   void distances(int64_t i0, int64_t, const SplitPanels& others, int64_t j0, int64_t cols, float* e) const {
-    int64_t s = 0;
-    do {
-      const int64_t steps = smaller(Split::kDotSteps, steps_ - s);
-      const Word* left = left_ + (i0 / kPanel * steps_ + s) * kStep;
-      const Word* right = others.right_ + (j0 / kPanel * steps_ + s) * kStep;
-      for (int64_t j = 0; j < cols; j += kPanel, right += steps_ * kStep) {
-        Split::multiply<kParts>(left, right, steps, e + j, Square::kStride, s == 0);
-        if (s + steps >= steps_) finish(half_square_ + i0, others.half_square_ + j0 + j, e + j);
-      }
-      s += steps;
-    } while (s < steps_);
+    const int64_t panel = steps_ * kStep;
+    const Word* left = left_ + i0 / kPanel * panel;
+    const Word* right = others.right_ + j0 / kPanel * panel;
+    for (int64_t j = 0; j < cols; j += kPanel, right += panel) {
+      Split::multiply<kParts>(left, right, steps_, e + j, Square::kStride, true);
+      finish(half_square_ + i0, others.half_square_ + j0 + j, e + j);
+    }
   }
 
  private:
@@ -95,7 +90,8 @@ class SplitPanels {
       V part[kParts];
       const Split::Pair x = pair(row + k), r = Split::split(x, part);
       const S::Bits high_bits = S::Bits{} + 0xffff0000u;
-      const V low = S::from_bits(S::bits(part[1]) << 16) * inverse, high = S::from_bits(S::bits(part[1]) & high_bits) * inverse;
+      const V low = S::from_bits(S::bits(part[1]) << 16) * inverse,
+              high = S::from_bits(S::bits(part[1]) & high_bits) * inverse;
       middle += low * low + high * high;
       rest += r.low * inverse * (r.low * inverse) + r.high * inverse * (r.high * inverse);
     }

@@ -50,7 +50,8 @@ class RankTiles {
     // What float arithmetic may get wrong, in units of |x| |y| and of |x|^2 / 2 + |y|^2 / 2: the products;
     // rounding of x, y, their squares, the sums, and the thresholds. 1.02 covers second orders.
     const double unit = std::ldexp(1.0, -24);
-    per_product_ = static_cast<float>(1.02 * (RankPanels::error(queries.panels, references.panels) + 2 * unit));
+    per_product_ =
+        static_cast<float>(1.02 * (RankPanels::error(queries.panels, references.panels) + 2 * unit));
     per_square_ = static_cast<float>(1.02 * unit * 18);
     float *rows = longest_, *cols = longest_ + 2 * row_blocks();
     longest(queries, row_block_, rows);
@@ -59,13 +60,23 @@ class RankTiles {
       visit_block(I, J, rows + 2 * I, cols + 2 * J, tiles + slot * kStrip * kStride, scratch[slot]);
     };
     if (symmetric)
-      visit_symmetric(row_blocks(), workers, body);
+      visit_symmetric(row_blocks(), workers, body, group_size(row_blocks()));
     else
-      visit_rectangular(row_blocks(), col_blocks(), workers, body);
+      visit_rows(workers, body);
     counts.finish();
   }
 
  private:
+  // Only the rows have counts: each group of their blocks meets all columns.
+  template <class Body>
+  void visit_rows(const Workers& workers, const Body& body) const {
+    const int64_t group = group_size(row_blocks()), groups = (row_blocks() + group - 1) / group;
+    workers.run(groups, [&](int64_t g, int64_t slot) {
+      for (int64_t J = 0; J < col_blocks(); ++J)
+        for (int64_t I = g * group; I < smaller(row_blocks(), (g + 1) * group); ++I) body(I, J, slot);
+    });
+  }
+
   static int64_t block_size(const RankRows& rows) {
     int64_t block = kBlock;
     while (block > 64 && (block * rows.dims * 8 > (3 << 19) || rows.count < 8 * block)) block /= 2;

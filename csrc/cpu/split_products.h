@@ -31,7 +31,6 @@ class SplitProducts {
   static constexpr int64_t kPanel = 32, kHalf = 16, kDeep = 32;
   static constexpr int64_t kRegister = 16 * 16;  // words
   static constexpr int64_t kPart = 2 * kRegister;  // of a step of one panel
-  static constexpr int64_t kDotSteps = 4;          // keeps a pair of panels in L1
   static_assert(kPanel == Points<float>::kPanel && kHalf == S::kLanes, "AMX comes with AVX-512");
 
   // While it lives, this thread's tile registers are all 16 rows of 64 bytes.
@@ -244,6 +243,7 @@ class SplitProducts {
 
  private:
   static constexpr int64_t kStep = 3 * kPart;
+  static constexpr int64_t kDotSteps = 4;                   // keeps a pair of panels in L1
   static constexpr int64_t kSteps = Square::kSide / kDeep;  // of a tile
   static constexpr int64_t kLeft = kSteps * kSteps * kStep, kScratch = kLeft + kSteps * kStep;
 

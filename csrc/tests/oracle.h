@@ -1,6 +1,7 @@
 // The equations as plain double loops: the independent side of every comparison.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -137,6 +138,34 @@ inline Vector statistics(const Problem& p) {
     }
   for (int k = 0; k < 10; ++k) sum[k] = count[k / 5] > 0 ? sum[k] / count[k / 5] : 0;
   return sum;
+}
+
+// Ranks of the positives of every query, nearest first: j + negatives nearer (optimistic) or not farther.
+struct Ranks {
+  Labels offsets, pessimistic, optimistic;
+  bool operator==(const Ranks& o) const {
+    return offsets == o.offsets && pessimistic == o.pessimistic && optimistic == o.optimistic;
+  }
+};
+
+inline Ranks ranks(const Problem& p) {
+  Ranks r;
+  r.offsets.push_back(0);
+  for (int64_t i = 0; i < p.n; ++i) {
+    Vector near, far;
+    for (int64_t j = 0; j < p.m; ++j)
+      if (p.is_pair(i, j)) (p.same(i, j) ? near : far).push_back(p.distance(i, j));
+    std::sort(near.begin(), near.end());
+    std::sort(far.begin(), far.end());
+    for (size_t j = 0; j < near.size(); ++j) {
+      const auto before = std::lower_bound(far.begin(), far.end(), near[j]);
+      const auto behind = std::upper_bound(far.begin(), far.end(), near[j]);
+      r.optimistic.push_back(static_cast<int64_t>(j) + 1 + (before - far.begin()));
+      r.pessimistic.push_back(static_cast<int64_t>(j) + 1 + (behind - far.begin()));
+    }
+    r.offsets.push_back(static_cast<int64_t>(r.optimistic.size()));
+  }
+  return r;
 }
 
 inline Result focal(const Problem& p, const Vector& phi, double offset) {

@@ -1,6 +1,7 @@
 // Every op against the double loops of oracle.h: dtypes, odd shapes, strides, near-duplicates, threads.
 // The instruction set is that of ALA_METRIC_ISA; exit code 77 (skipped) where this CPU lacks it.
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
@@ -436,6 +437,52 @@ void test_mined() {
     }
 }
 
+// ---- Ranks --------------------------------------------------------------------------------------------
+
+// p: as stored. Ranks of all positives and of the first.
+void check_ranks(const Problem& p, const ala_matrix& x, const ala_matrix& y, const ala_executor* executor) {
+  const auto wanted = oracle::ranks(p);
+  for (bool first_only : {false, true}) {
+    const int64_t count = first_only ? p.n : wanted.offsets[p.n];
+    oracle::Ranks got{wanted.offsets, oracle::Labels(count, 7), oracle::Labels(count, 7)}, first = wanted;
+    if (first_only) {
+      first.pessimistic.assign(p.n, 0), first.optimistic.assign(p.n, 0);
+      for (int64_t i = 0; i < p.n; ++i)
+        if (const int64_t at = wanted.offsets[i]; at < wanted.offsets[i + 1])
+          first.pessimistic[i] = wanted.pessimistic[at], first.optimistic[i] = wanted.optimistic[at];
+    }
+    ala_positive_ranks_request r{};
+    r.x = x, r.y = y, r.symmetric = p.symmetric, r.first_only = first_only;
+    r.x_labels = p.x_labels.data(), r.y_labels = p.symmetric ? nullptr : p.y_labels.data();
+    r.offsets = wanted.offsets.data();
+    r.pessimistic = got.pessimistic.data(), r.optimistic = got.optimistic.data();
+    CALL(positive_ranks, r, executor);
+    CHECK(got == (first_only ? first : wanted));
+  }
+}
+
+// Blocks of 64, of 128, several groups of them; classes that are tried one by one, and that are searched.
+void test_ranks() {
+  const Threads three(3);
+  unsigned seed = 0;
+  for (const auto& size :
+       {std::array<int64_t, 2>{0, -1}, {1, -1}, {67, -1}, {2300, -1}, {0, 3}, {3, 0}, {97, 1300}, {1300, 97}})
+    for (int64_t dims : {1, 37, 130})
+      for (Kind kind : {Kind::unit, Kind::near_duplicates, Kind::equal}) {
+        if (size[0] > 2000 && (dims != 37 || kind != Kind::near_duplicates)) continue;
+        ++seed;
+        Problem p = random_problem(size[0], size[1], dims, seed % 2 ? 3 : 200, kind, seed);
+        test::context = "ranks n=" + std::to_string(p.n) + " m=" + std::to_string(p.symmetric ? -1 : p.m) +
+                        " D=" + std::to_string(dims) + " kind=" + std::to_string(static_cast<int>(kind));
+        const ala_dtype dtype = seed % 3 ? ALA_F32 : ALA_F64;
+        const Layout layout = kLayouts[seed / 2 % 4];
+        const Stored x(p.x, p.n, dims, dtype, layout);
+        const Stored y(p.y, p.symmetric ? 0 : p.m, dims, dtype, layout);
+        if (p.symmetric) p.y = p.x, p.y_labels = p.x_labels;
+        check_ranks(p, x.view, y.view, seed % 4 < 2 ? &three.executor : nullptr);
+      }
+}
+
 // ---- Threads, NaN, arguments --------------------------------------------------------------------------
 
 void test_same_bits_for_any_threads() {
@@ -567,6 +614,7 @@ int main() {
   test_shapes_and_dtypes();
   test_near_pairs_and_scales();
   test_mined();
+  test_ranks();
   test_same_bits_for_any_threads();
   test_nan_flows();
   test_bad_arguments();
