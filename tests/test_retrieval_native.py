@@ -135,9 +135,8 @@ print(json.dumps([ala.native_info().isa, ranks.tolist(), many.tolist()]))
 @pytest.mark.parametrize(("above_one", "step"), [(2**-8, 2**-15), (2**-9 + 2**-17, 2**-23)])
 @pytest.mark.parametrize("separate", [False, True])
 def test_roundings_that_add_up(above_one: float, step: float, separate: bool) -> None:
-    """Every number just below the middle between two sums of bfloat16, so that the parts that a product of two
-    or three such parts leaves out have the same sign: the most that it can be wrong, here far more than the
-    distances differ."""
+    """Every number just below the middle between two sums of bfloat16, so that what products of two or three
+    such parts leave out has one sign: the most that they can be wrong, far more than the distances differ."""
     signs = torch.randn(5, 16).sign().double()[torch.randint(0, 5, (120,))]
     x = (signs * (1 + above_one - step * torch.randint(1, 60, (120, 16)))).float()
     x = torch.cat([x, -x])  # the centre is 0 and no number is rounded again

@@ -23,7 +23,9 @@ void visit_groups(int64_t a, int64_t b, int64_t group, int64_t blocks, const Bod
 }
 
 // Large groups of blocks save traffic to memory; at least 16 groups leave work for 8 threads.
-inline int64_t group_size(int64_t blocks) { return blocks < 32 ? 1 : smaller(blocks / 16, 4); }
+inline int64_t group_size(int64_t blocks) {
+  return blocks < 32 ? 1 : smaller(blocks / 16, 4);
+}
 
 // Blocks against blocks of the same points, `group` of them at a time: first every group with itself, then a
 // round-robin tournament (circle method). body(I, J, slot) is called once for every unordered pair, I <= J.

@@ -29,7 +29,7 @@ class SplitProducts {
   static constexpr Layout kLayout = Layout::kSlices;
 
   static constexpr int64_t kPanel = 32, kHalf = 16, kDeep = 32;
-  static constexpr int64_t kRegister = 16 * 16;  // words
+  static constexpr int64_t kRegister = 16 * 16;    // words
   static constexpr int64_t kPart = 2 * kRegister;  // of a step of one panel
   static_assert(kPanel == Points<float>::kPanel && kHalf == S::kLanes, "AMX comes with AVX-512");
 
@@ -164,7 +164,8 @@ class SplitProducts {
   static ALA_HD Pair split(Pair x, V (&part)[kParts]) {
     const S::Bits half_unit = S::Bits{} + 0x8000u, high_bits = S::Bits{} + 0xffff0000u;
     for (int p = 0; p < kParts; ++p) {
-      // Nearest, then what is left; the third part has no bits to lose. A NaN keeps its own in the third part.
+      // Nearest, then what is left; the third part has no bits to lose. A NaN keeps its own in the third
+      // part.
       const bool last = p == 2;
       const S::Bits low = S::bits(x.low) + (last ? S::Bits{} : half_unit);
       const S::Bits high = (S::bits(x.high) + (last ? S::Bits{} : half_unit)) & high_bits;
@@ -176,8 +177,8 @@ class SplitProducts {
   }
   static ALA_HD void store(Word* to, V words) { S::store(reinterpret_cast<float*>(to), words); }
 
-  // c (=, +=) left right, a panel high and wide. Of three parts the six largest products, small ones first; of
-  // two the three largest.
+  // c (=, +=) left right, a panel high and wide. Of three parts the six largest products, small ones first;
+  // of two the three largest.
   template <int kParts = 3>
   static void multiply(const Word* a, const Word* b, int64_t steps, float* c, int64_t stride, bool first) {
     const int64_t c_bytes = stride * static_cast<int64_t>(sizeof(float));
