@@ -34,16 +34,21 @@ def race(budget: float = 4.0, twins: bool = False, **settings: Any) -> Run:
 
 
 def paired(task: Task, problem: Problem, seed: int, given: Any) -> dict[str, Any]:
-    """Forks with proposals of the policy and at random, in turn."""
+    """Draws from the prior, then forks with proposals of the policy and at random, in turn."""
     trial = Trial(task, problem, seed)
     how = training.PairedSettings(metric=problem.metric, validate=_cheaper(trial))
     return _finish(trial, trial.fit(trial.adaptive(), mode="paired", paired=how))
 
 
 def guarded(task: Task, problem: Problem, seed: int, given: Any) -> dict[str, Any]:
-    """Forks in which one branch follows hypergradients and the other stays."""
+    """Forks in which one branch follows hypergradients and the other stays.
+
+    A tenth of the run long: over half of that, hypergradients won with gains that turned into losses later.
+    """
     trial = Trial(task, problem, seed)
     how = training.PairedSettings(
+        forks=10,
+        draws=0,
         metric=problem.metric,
         validate=_cheaper(trial),
         proposals=("hypergradient",),
