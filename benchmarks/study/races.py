@@ -88,10 +88,12 @@ def _hypergradient(trial: Trial) -> training.HypergradientSettings:
     """Hypergradients of the task's surrogate on batches of the validation set."""
     parts = trial.problem
     surrogate = training.nca if parts.classes is None else training.balanced_cross_entropy
-    batch = min(parts.batch_classes, len(torch.unique(parts.validation.labels)))
+    labels = parts.validation.labels
+    batch = min(parts.batch_classes, len(torch.unique(labels)), len(labels) // parts.per_class)
     images: Any = parts.validation
     if parts.natural:
-        images, batch = parts.batches(images, trial.seed), parts.batch_classes
+        images = parts.batches(images, trial.seed)
+        batch = min(parts.batch_classes, len(torch.unique(images.labels)))
     return training.HypergradientSettings(
         surrogate=surrogate, dataset=images, batch_classes=batch, per_class=parts.per_class, seed=trial.seed
     )
