@@ -192,7 +192,7 @@ class Torchrun:
         return []
 
     def kill(self, victims: str, workers: list[int]) -> bool:
-        """SIGKILL to one worker, to both, or to torchrun and both, as when a node is lost; whether any lived."""
+        """SIGKILL to one worker, both, or torchrun and both, as when a node is lost; whether any lived."""
         if victims == "torchrun":
             self.agent.send_signal(signal.SIGSTOP)  # it starts nobody between these lines
             workers = self.children()

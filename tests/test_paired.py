@@ -35,7 +35,8 @@ def bits(task: Task, result: training.FitResult) -> list[Any]:
 @pytest.mark.parametrize("seed", range(2))
 def test_more_is_better(proposals: Any, seed: int) -> None:
     task = Task(optimum=(1.0, 0.5), start=(0.0, 0.5))
-    result = task.fit(120, "paired", paired=training.PairedSettings(forks=60, draws=0, proposals=proposals), seed=seed)
+    settings = training.PairedSettings(forks=60, draws=0, proposals=proposals)
+    result = task.fit(120, "paired", paired=settings, seed=seed)
     assert result.phi[0] > 0.85
 
 

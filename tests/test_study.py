@@ -186,15 +186,15 @@ def test_a_tiny_study_and_its_resume(tmp_path: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_files_of_the_user(name: str, task: str, column: str, tmp_path: Path) -> None:
-    """A few steps of a plain row, a race with twins and hypergradient forks, on tiny files in the true format."""
+    """A few steps of three rows on tiny files in the true format, hypergradients included."""
     pytest.importorskip("PIL")
     root = tmp_path / "data"
     if name == "sop":
         make_sop(root, train_classes=40)
     else:
         (make_lfw if name == "lfw" else make_cifar10)(root)
-    call = ["--data", name, "--root", str(root), "--tasks", task, "--seeds", "1", "--steps", "3", "--every", "2"]
-    call += ["--workers", "0", "--out", str(tmp_path / "out"), "--no-plots"]
+    call = ["--data", name, "--root", str(root), "--tasks", task, "--seeds", "1", "--steps", "3"]
+    call += ["--every", "2", "--workers", "0", "--out", str(tmp_path / "out"), "--no-plots"]
     assert command.main([*call, "--rows", "fixed", "race", "guarded"]) == 0
     cells = load_cells(tmp_path / "out" / "cells.jsonl")
     assert {key[:2] for key in cells} == {(task, row) for row in ("fixed", "race", "guarded")}

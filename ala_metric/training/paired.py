@@ -173,7 +173,8 @@ class Paired:
             order = ranking(scores)
             self._learn(arms, relative_rewards(scores))
             if self._opening(stage):
-                return [Branch(arms[index].phi, arms[index].source, index) for index in order[: self.keeps(stage)]]
+                living = order[: self.keeps(stage)]
+                return [Branch(arms[index].phi, arms[index].source, index) for index in living]
             best = order[0]  # of equals the first: no action
         stem = arms[best]
         if stage + 1 == len(self.ends) or not self.forked[stage + 1]:

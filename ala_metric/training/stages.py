@@ -117,7 +117,9 @@ class Stages:
     def _load(self, arm: Arm) -> None:
         """Bring an arm's weights, parameters and random streams into the parts."""
         if arm.snapshot is None and arm.step > 0:
-            raise RuntimeError(f"the weights of arm {arm.number} were not kept: more arms live than keeps() says")
+            raise RuntimeError(
+                f"the weights of arm {arm.number} were not kept: more arms live than keeps() says"
+            )
         self.parts.restore(arm.snapshot or self.start)
         write_phi(self.loss, arm.phi)
         arm.follow(read_phi(self.loss))
