@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ala_metric import training
+from ala_metric.controller import GroupController
 
 from .landscape import Task
 from .test_race import Cliff, noisy_race
@@ -54,8 +55,18 @@ def forks() -> list[Any]:
     """Forks by a policy, which decides by statistics that only one process has measured."""
     task = Task()
     settings = training.PairedSettings(forks=6, draws=3, branches=3, horizon=0.5)
-    result = task.fit(40, "paired", paired=settings)
-    return [task.model.weight.item(), result.losses, result.phi_history, result.records, result.compute]
+    seen = []  # what the policy decides by, which changes its draws only now and then
+    propose = GroupController.propose
+
+    def note(self: Any, phi: Any, statistics: torch.Tensor, progress: float, count: int) -> Any:
+        seen.append(statistics.tolist())
+        return propose(self, phi, statistics, progress, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GroupController, "propose", note)
+        result = task.fit(40, "paired", paired=settings)
+    left = [task.model.weight.item(), result.losses, result.phi_history, result.records, result.compute]
+    return [*left, seen]
 
 
 def two(folder: Path, stops: tuple[int, int]) -> list[Any]:
