@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ala_metric import AdaptiveLoss
+from ala_metric import AdaptiveLoss, classification
 from ala_metric.classification import AdaptiveClassificationLoss, StreamingConfusion, class_confusion
 
 FORMS = ["softplus", "sigmoid", "linear"]
@@ -21,7 +21,7 @@ def random_phi(classes: int, off_diagonal: bool, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.rand(classes, classes, generator=generator) * 2 - 1
     matrix = (matrix + matrix.T) / 2 if off_diagonal else torch.zeros(classes, classes)
-    matrix[range(classes), range(classes)] = 0.05 + 0.95 * torch.rand(classes, generator=generator)
+    matrix[range(classes), range(classes)] = 0.5 + 0.5 * torch.rand(classes, generator=generator)
     return matrix
 
 
@@ -231,7 +231,7 @@ def test_ten_thousand_classes() -> None:
     loss_fn = AdaptiveClassificationLoss(10_000)
     assert loss_fn.phi.shape == (10_000,)
     assert len(loss_fn.phi_spec) == 10_000
-    vector = torch.linspace(0.05, 1.0, 10_000)
+    vector = torch.linspace(0.5, 1.0, 10_000)
     loss_fn.set_phi(vector)
     loss_fn.set_phi(vector.diag())
     assert torch.equal(loss_fn.phi_vector, vector)
@@ -303,6 +303,8 @@ def test_copies_and_state_carry_phi(off_diagonal: bool) -> None:
         ({"reduction": "max"}, "reduction"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"label_smoothing": -0.1}, "label_smoothing"),
+        ({"diagonal_low": 0.0}, "diagonal_low"),
+        ({"diagonal_low": 1.0}, "diagonal_low"),
         ({"weight": torch.ones(2)}, "weight"),
         ({"weight": torch.tensor([1.0, -1.0, 1.0])}, "weight"),
         ({"weight": torch.tensor([1.0, math.nan, 1.0])}, "weight"),
@@ -352,17 +354,26 @@ def test_actions_name_the_entries_of_phi(classes: int, off_diagonal: bool) -> No
     pairs = [(i, j) for i in range(classes) for j in range(i, classes) if off_diagonal or i == j]
     assert [spec.name for spec in loss_fn.phi_spec] == [f"phi[{i},{j}]" for i, j in pairs]
     for number, ((i, j), spec) in enumerate(zip(pairs, loss_fn.phi_spec)):
-        assert (spec.low, spec.high, spec.rule) == ((0.05 if i == j else -1.0), 1.0, "additive")
+        assert (spec.low, spec.high, spec.rule) == ((0.5 if i == j else -1.0), 1.0, "additive")
         vector = loss_fn.phi_vector
-        vector[number] = 0.25
+        vector[number] = 0.75
         loss_fn.set_phi(vector)
-        assert float(loss_fn.phi[i, j]) == float(loss_fn.phi[j, i]) == 0.25
+        assert float(loss_fn.phi[i, j]) == float(loss_fn.phi[j, i]) == 0.75
         assert torch.equal(loss_fn.phi, loss_fn.phi.T)
         assert torch.equal(loss_fn.phi_vector, vector)
     matrix = random_phi(classes, off_diagonal)
     loss_fn.set_phi(matrix)
     assert torch.equal(loss_fn.phi, matrix)
     assert loss_fn.phi_vector.tolist() == [float(matrix[i, j]) for i, j in pairs]
+
+
+def test_the_least_diagonal_is_a_choice() -> None:
+    wide = AdaptiveClassificationLoss(3, diagonal_low=0.05)
+    wide.set_phi(torch.tensor([0.05, 1.0, 0.3]))
+    assert {spec.low for spec in wide.phi_spec} == {0.05}
+    with pytest.raises(ValueError, match=r"diagonal of phi must lie in \[0.5, 1.0\], got 0.3"):
+        AdaptiveClassificationLoss(3).set_phi(torch.tensor([0.6, 1.0, 0.3]))
+    assert classification.preset("paper").loss(4).diagonal_low == 0.05
 
 
 def test_set_phi_keeps_the_buffer_and_forgives_rounding_only() -> None:
