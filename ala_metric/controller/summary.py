@@ -29,8 +29,8 @@ def summary_of(
     Returns
     -------
     dict
-        ``mean``, ``std`` (of the population), ``min``, ``max`` of the parameters; ``up``, ``down``, the shares
-        that moved; and ``farthest``, the values by name of the 8 that are farthest from the start.
+        ``mean``, ``std`` (of the population), ``min``, ``max`` of the parameters; ``up``, ``down``, the
+        shares that moved; and ``farthest``, the values by name of the 8 that are farthest from the start.
 
     Examples
     --------

@@ -49,8 +49,9 @@ def flatten(record: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, f
     -------
     dict
         ``step``, ``metric``, ``error``, ``reward``, ``entropy``, ``seconds`` (of validation and controller
-        at this step), then each parameter and each ``action_`` of a parameter; for more than 4,096 parameters,
-        whatever their names, the numbers of the record's summary as ``phi_mean`` and so on. None is "not known".
+        at this step), then each parameter and each ``action_`` of a parameter; for more than 4,096
+        parameters, whatever their names, the numbers of the record's summary as ``phi_mean`` and so on.
+        None is "not known".
 
     Raises
     ------
