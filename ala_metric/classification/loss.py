@@ -265,9 +265,7 @@ class AdaptiveClassificationLoss(nn.Module):
         """Range and step rule of every action; see the class's notes for their order."""
         if self.top_confusions is not None:
             return confusion_specs(self.top_confusions, self.off_diagonal_step)
-        return action_specs(
-            self.num_classes, self.off_diagonal, self.off_diagonal_step, self.diagonal_low
-        )
+        return action_specs(self.num_classes, self.off_diagonal, self.off_diagonal_step, self.diagonal_low)
 
     @property
     def phi_vector(self) -> torch.Tensor:
@@ -305,8 +303,9 @@ class AdaptiveClassificationLoss(nn.Module):
             self._diagonal().copy_(vector)
             return
         upper, lower, _ = pair_places(self.num_classes, phi.device)
-        self.phi.put_(upper, vector)
-        self.phi.put_(lower, vector)
+        flat = self.phi.view(-1)
+        flat[upper] = vector
+        flat[lower] = vector
 
     @torch.no_grad()
     def statistics(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

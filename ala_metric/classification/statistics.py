@@ -58,7 +58,7 @@ def _confusions(logits: torch.Tensor, targets: torch.Tensor) -> StreamingConfusi
 def _smallest(distance: torch.Tensor, diagonal: torch.Tensor, count: int) -> torch.Tensor:
     """Places of the smallest distances off the diagonal, in their order; of equals the earlier."""
     distance[diagonal] = torch.inf
-    edge = distance.kthvalue(count).values
+    edge = distance.topk(count, largest=False).values[-1]
     near = (distance <= edge).nonzero()[:, 0]
     return near[distance[near].argsort(stable=True)[:count]]
 
