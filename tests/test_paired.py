@@ -285,7 +285,7 @@ def double_backward(model: nn.Module, phi: torch.Tensor, batch: Any, validation:
 def test_the_hypergradient_is_that_of_autograd() -> None:
     rows = Rows(0)
     model = nn.Linear(4, 2).double()
-    loss = AdaptiveClassificationLoss(2, form="linear")
+    loss = AdaptiveClassificationLoss(2, form="linear", diagonal_low=0.05)
     loss.set_phi(torch.tensor([0.4, 0.7]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings = training.HypergradientSettings(
@@ -310,7 +310,7 @@ def test_hypergradients_find_inverse_frequencies() -> None:
     train, validation = Rows(1), Rows(2)
     model = nn.Linear(4, 2)
     loss_fn = ALALoss(
-        AdaptiveClassificationLoss(2, form="linear"),
+        AdaptiveClassificationLoss(2, form="linear", diagonal_low=0.05),
         BalancedError(),
         lambda: training.embed(model, [(validation.rows, validation.labels)]),
         total_steps=100,
