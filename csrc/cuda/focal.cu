@@ -27,23 +27,25 @@ __global__ void __launch_bounds__(kRowThreads)
   for (int kind = 0; kind < 2; ++kind) parts[2 * i + kind] = split<T>(lse[2 * i + kind]);
 }
 
-// d/dphi of lse / phi, from the sums of FocalOp. One block.
+// d/dphi of lse / phi, from the sums of FocalOp. A block for each. (With the bound of two blocks; without
+// one ptxas spilled for the sake of more.)
 template <class T>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, 2)
     focal_phi(const double* total, const double* lse, const T* weights, const double* phi, int64_t n,
               T* grad_phi) {
   ALA_SHARED(memory);
-  auto* sums = reinterpret_cast<double*>(memory);  // [2][threads]
-  double mine[2] = {0, 0};
-  for (int64_t i = threadIdx.x; i < n; i += kFinishThreads)
-    for (int k = 0; k < 2; ++k)
-      mine[k] += lse[2 * i + k] * ::exp(-lse[2 * i + k]) * (weights ? static_cast<double>(weights[i]) : 1.0);
-  for (int k = 0; k < 2; ++k) sums[k * kFinishThreads + threadIdx.x] = mine[k];
+  auto* sums = reinterpret_cast<double*>(memory);  // [threads]
+  const int64_t k = blockIdx.x;
+  double mine = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kFinishThreads) {
+    const double log_sum = lse[2 * i + k];
+    mine += log_sum * ::exp(-log_sum) * (weights ? static_cast<double>(weights[i]) : 1.0);
+  }
+  sums[threadIdx.x] = mine;
   __syncthreads();
-  if (threadIdx.x >= 2) return;
-  const int k = static_cast<int>(threadIdx.x);
+  if (threadIdx.x != 0) return;
   double all = 0;
-  for (int t = 0; t < kFinishThreads; ++t) all += sums[k * kFinishThreads + t];
+  for (int t = 0; t < kFinishThreads; ++t) all += sums[t];
   const double p = static_cast<double>(static_cast<T>(phi[k]));
   grad_phi[k] = static_cast<T>((total[k] - all) / (p * p));
 }
@@ -71,7 +73,7 @@ void focal_weighting(Run& run, const ala_focal_weighting_request& r) {
     run.clear(results.total, 16);
     run_pass(run, points.pairs(), FocalOp<T, true>{r.phi, r.offset, parts, weights, col_lse, weights},
              results);
-    run.start(focal_phi<T>, 1, kFinishThreads, 2 * kFinishThreads * 8, results.total, lse, weights, r.phi, n,
+    run.start(focal_phi<T>, 2, kFinishThreads, kFinishThreads * 8, results.total, lse, weights, r.phi, n,
               static_cast<T*>(r.grad_phi));
   } else if (results.grad) {
     run_pass(run, points.pairs(), FocalOp<T, false>{r.phi, r.offset, parts, weights, col_lse, weights},

@@ -39,7 +39,14 @@ def build(csrc: Path = ROOT / "csrc", sanitizer: str = "", compiler: str = "c++"
     """Compile the units of ``csrc/cuda`` and link them; what did not change is taken from the cache."""
     cache = Path(tempfile.gettempdir()) / f"ala_metric-emulation-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
-    flags = [*FLAGS, *_fused(), *SANITIZERS[sanitizer], f"-I{EMULATION}", f"-I{csrc}", f"-I{csrc / 'include'}"]
+    flags = [
+        *FLAGS,
+        *_fused(),
+        *SANITIZERS[sanitizer],
+        f"-I{EMULATION}",
+        f"-I{csrc}",
+        f"-I{csrc / 'include'}",
+    ]
     sources = [(EMULATION / "fibres.cpp", []), *((csrc / "cuda" / f"{u}.cu", ["-x", "c++"]) for u in UNITS)]
     running, objects = [], []
     for source, language in sources:
