@@ -20,7 +20,7 @@ _STRIP_BYTES_ELSEWHERE = 32 << 20
 _GATHER_BYTES = 4 << 20
 
 
-_products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+_products: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 _lock = threading.Lock()
 _inside = 0
 _lowered: list[tuple[Any, str]] = []
