@@ -116,5 +116,6 @@ def test_an_expanded_gradient_scales_what_is_there() -> None:
     assert native._scaled(OnCuda(0), units) is None  # a second derivative may follow
     with torch.no_grad():
         scaled = native._scaled(OnCuda(0), units)
-        assert scaled is not None and [t.tolist() for t in scaled] == [[0.5, 0.5], []]
+        assert scaled is not None
+        assert [t.tolist() for t in scaled] == [[0.5, 0.5], []]
         assert native._scaled(OnCuda(1), units) is None
