@@ -309,7 +309,9 @@ def test_gradients_are_as_exact_as_those_of_dense_float32(op: str) -> None:
             for k, found in enumerate((*ours, *theirs)):
                 errors[k] += (found.double() - expected).norm() / expected.norm() / 4
         # Without AMX the products are float32's as theirs are, in another order: as good, not better.
-        assert errors[0] <= errors[1] * (1 if _native.native_info().isa == "amx" else 1.15), (n, d, errors)
+        # Baseline x86-64 has no fused multiply-add, which torch.mm uses here.
+        allowed = {"amx": 1, "baseline": 1.35}.get(_native.native_info().isa or "", 1.15)
+        assert errors[0] <= errors[1] * allowed, (n, d, errors)
 
 
 def test_strides_are_followed() -> None:
