@@ -26,6 +26,7 @@ from .controller import (
     check_policy,
     discounted_mean,
     sign_reward,
+    summary_of,
 )
 from .types import AdaptiveLoss, Logger, Metric, Scheme, StepRecord
 
@@ -111,7 +112,8 @@ class ALALoss(BaseMetricLossFunction):
     statistics decide that; handed to the other processes).
 
     *Many parameters.* More than 4,096 are moved by :class:`~ala_metric.controller.ManyController`; ``phi``
-    and ``action`` of the records are empty then.
+    and ``action`` of the records are empty then, and ``summary`` has their mean, spread, moves and the
+    values of those that are farthest from where they were when this object was made.
 
     Attributes
     ----------
@@ -179,6 +181,7 @@ class ALALoss(BaseMetricLossFunction):
         self._given_policy = policy
         self.scheme = self._make_scheme(self._known_width() or 1, policy)
         write_phi(self.loss, self.scheme.start(read_phi(self.loss)))
+        self._start = read_vector(self.loss).clone() if self._many else None
 
     @property
     def phi(self) -> torch.Tensor:
@@ -415,7 +418,8 @@ class ALALoss(BaseMetricLossFunction):
         error = discounted_mean(list(errors.values()), list(errors), self.gamma)
         many = self._many
         phi: Any = read_vector(self.loss) if many else read_phi(self.loss)
-        reward, entropy, action = None, None, () if many else (0.0,) * len(phi)
+        reward, entropy = None, None
+        action: Any = () if many else (0.0,) * len(phi)
         usable = math.isfinite(error) and math.isfinite(value)
         if statistics is not None:
             usable = usable and bool(statistics.isfinite().all())
@@ -425,16 +429,18 @@ class ALALoss(BaseMetricLossFunction):
             self._fit_width(statistics)
             decision = self.scheme.step(phi, statistics, reward, done / self.total_steps)
             write_phi(self.loss, decision.phi)
-            entropy = decision.entropy
-            if not many:
-                phi, action = read_phi(self.loss), decision.action
+            entropy, action = decision.entropy, decision.action
+            phi = decision.phi if many else read_phi(self.loss)
         else:
             self.scheme.drop()
         seconds = self._seconds + time.perf_counter() - begin
         self._previous_error = error if usable else None
         self._errors, self._seconds = {}, 0.0
-        shown = () if many else tuple(phi)
-        record = StepRecord(done, value, error, reward, action, shown, entropy, seconds)
+        summary = None
+        if self._start is not None:
+            summary = summary_of(torch.as_tensor(phi), action, self._start, self.phi_spec)
+            phi, action = (), ()
+        record = StepRecord(done, value, error, reward, action, tuple(phi), entropy, seconds, summary)
         return record, self.dropped + (not usable)
 
     def _validated(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -223,13 +223,15 @@ class StepRecord(Record):
     reward
         Earned by the previous action (Eq. 5); None where it is not known.
     action
-        The step of each parameter: -beta, 0 or +beta.
+        The step of each parameter: -beta, 0 or +beta. Empty for more than 4,096 parameters.
     phi
-        Parameters after the action.
+        Parameters after the action. Empty for more than 4,096.
     entropy
         Of the scheme's actions, in nats per parameter; None if the metric was not usable.
     seconds
         Wall-clock time spent on validation and on the controller; left out of comparisons.
+    summary
+        For more than 4,096 parameters what :func:`~ala_metric.controller.summary_of` says of them, else None.
 
     Examples
     --------
@@ -246,3 +248,4 @@ class StepRecord(Record):
     phi: tuple[float, ...]
     entropy: float | None
     seconds: float = field(compare=False)
+    summary: dict[str, Any] | None = field(default=None, hash=False)

@@ -9,6 +9,7 @@ BENCHMARKS = {
     "classification": "the methods of the paper's classification tables, with their compute counted",
     "classification_speed": "the classification loss and its controller against cross_entropy",
     "evaluation": "retrieval metrics against faiss, pytorch-metric-learning, torch and scikit-learn",
+    "kill_race": "a race of two processes whose workers are killed two hundred times",
     "memory_bank": "CrossBatchMemory against that of pytorch-metric-learning",
     "gpu": "CUDA kernels against cuBLAS, PyTorch and its compiler, pytorch-metric-learning (see gpu.sh)",
     "kernels": "fused pair losses against torch.compile, dense PyTorch and pytorch-metric-learning",

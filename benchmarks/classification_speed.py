@@ -13,14 +13,14 @@ import time
 import torch
 import torch.nn.functional as F
 
-from ala_metric import classification, controller
+from ala_metric import ALALoss, classification, controller, metrics
 from ala_metric.classification.loss import DENSE_CLASSES
 
 from . import measure
 
 SIZES = ((128, 10), (1024, 1000), (512, 100_000))
 UNIT = "cross_entropy"
-CLASSES, TOP = 1000, 64
+CLASSES, TOP, VALIDATION = 1000, 64, 10_000
 
 
 def step(loss: object, batch: int, classes: int) -> measure.Call:
@@ -65,6 +65,20 @@ def controller_steps(top: int | None, rounds: int) -> list[float]:
     return times[20:]
 
 
+def adaptations(top: int | None, rounds: int) -> list[float]:
+    """Milliseconds per adaptation: metric and statistics of the validation outputs, and the controller."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(VALIDATION, CLASSES, generator=generator)
+    targets = torch.randint(0, CLASSES, (VALIDATION,), generator=generator)
+    loss = classification.AdaptiveClassificationLoss(CLASSES, off_diagonal=True, top_confusions=top)
+    options = {"total_steps": rounds + 30, "every": 1, "offsets": (0,)}
+    loss_fn = ALALoss(loss, metrics.ClassificationError(), lambda: (outputs, targets), **options)
+    logits = outputs[:1].clone().requires_grad_()
+    for _ in range(rounds + 20):
+        loss_fn(logits, targets[:1])
+    return [1000 * record.seconds for record in loss_fn.history][19:]
+
+
 def main(argv: list[str]) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks classification_speed", description=__doc__)
@@ -80,11 +94,17 @@ def main(argv: list[str]) -> int:
     measure.write_csv(measure.Path(options.csv), found)
     print(measure.markdown(found))
     for top in (None, TOP):
-        times = controller_steps(top, options.rounds)
-        what = "all 500,500 pairs" if top is None else f"the {top} most confused pairs"
-        print(
-            f"controller step, {CLASSES} classes, {what}: median {statistics.median(times):.1f} ms, "
-            f"fastest {min(times):.1f} ms, {options.threads} thread(s)"
-        )
+        pairs = "all 500,500 pairs" if top is None else f"the {top} most confused pairs"
+        for what, times in (
+            ("controller step", controller_steps(top, options.rounds)),
+            (
+                f"metric and statistics of {VALIDATION:,} outputs, and the step",
+                adaptations(top, options.rounds),
+            ),
+        ):
+            print(
+                f"{what}, {CLASSES} classes, {pairs}: median {statistics.median(times):.1f} ms, "
+                f"fastest {min(times):.1f} ms, {options.threads} thread(s)"
+            )
     print(measure.conditions())
     return 0

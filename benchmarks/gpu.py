@@ -8,6 +8,7 @@ own. ``--dry-run`` walks the same cases at small sizes through the emulation, wi
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -26,40 +27,93 @@ from ala_metric import ops
 
 from . import kernels
 
-SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
-QUICK = (1024, 4096)
+SIZES = (8192, 4096, 16384, 65536, 32768, 1024, 2048)  # what matters most comes first
+QUICK = (4096, 1024)
 DIMS = (128, 512)
 DENSE_LIMIT = 16384  # beyond it an N x N autograd graph needs tens of GiB
 BLOCK = 8192  # rows of the unit's products at a time: the whole S of N = 65,536 is 16 GiB
 SETS = 3
+UNIT = "two products (cuBLAS, float32)"
 Call = Callable[[int], object]  # of the number of an input set
+Row = dict[str, Any]
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--stage", choices=["ours", "peers"], help="one half of the rows; default: both")
     parser.add_argument("--seconds", type=float, default=1.0, help="of measuring per provider and case")
+    parser.add_argument("--minutes", type=float, default=600, help="no row is begun after so many")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--state", type=Path, help="folder of the rows so far; default: none are kept")
     options = parser.parse_args(arguments)
-    if options.dry_run:
-        found = list(emulated())
-        where = {"device": "emulation on a CPU: times mean nothing", "date": date.today().isoformat()}
-    elif not torch.cuda.is_available():
+    if not options.dry_run and not torch.cuda.is_available():
         print("no CUDA device; --dry-run walks the cases without one")
         return 1
+    if options.dry_run:
+        where = {"device": "emulation on a CPU: times mean nothing", "date": date.today().isoformat()}
     else:
-        torch.backends.cuda.matmul.allow_tf32 = False
+        exact_products(True)
         where = conditions()
-        found = list(measured(QUICK if options.quick else SIZES, options.seconds))
-    name = "gpu-dry-run" if options.dry_run else "gpu"
-    options.out.mkdir(parents=True, exist_ok=True)
-    record = {"conditions": where, "rows": found}
-    (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    text = markdown(where, found)
-    (options.out / f"{name}.md").write_text(text)
-    print(text)
-    return 0
+    record = Record(where, options.out, "gpu-dry-run" if options.dry_run else "gpu", options.state)
+    until = time.monotonic() + 60 * options.minutes
+    stages = [options.stage] if options.stage else ["ours", "peers"]
+    sizes = QUICK if options.quick else SIZES
+    tasks = emulated() if options.dry_run else [t for s in stages for t in planned(s, sizes)]
+    for number, (case, provider, make) in enumerate(tasks):
+        if record.has(case, provider):
+            continue
+        if time.monotonic() > until:
+            print(f"out of time with {len(tasks) - number} rows to go; the same command goes on from here")
+            return 1
+        record.add(row(case, provider, make, options.seconds, timed=not options.dry_run))
+    # a peer may be missing; in emulation nothing may fail
+    return int(options.dry_run and any("failed" in one for one in record.rows))
+
+
+class Record:
+    """The rows so far. Each is appended to a file at once, and the tables are written anew."""
+
+    def __init__(self, where: dict[str, str], out: Path, name: str, state: Path | None) -> None:
+        self.where, self.out, self.name, self.rows = where, out, name, list[Row]()
+        self.kept = None if state is None else state / f"{name}-{where['device'].replace('/', ' ')}.jsonl"
+        out.mkdir(parents=True, exist_ok=True)
+        if self.kept is not None:
+            self.kept.parent.mkdir(parents=True, exist_ok=True)
+            if self.kept.exists():  # the last line may have been cut short
+                lines = self.kept.read_text().split("\n")[:-1]
+                self.rows = [json.loads(line) for line in lines]
+        self.write()
+
+    def has(self, case: str, provider: str) -> bool:
+        """Whether this row was measured before; one that failed is tried again."""
+        return any((r["case"], r["provider"]) == (case, provider) and "failed" not in r for r in self.rows)
+
+    def add(self, one: Row) -> None:
+        """Keep a row."""
+        self.rows = [r for r in self.rows if (r["case"], r["provider"]) != (one["case"], one["provider"])]
+        self.rows.append(one)
+        if self.kept is not None:
+            with self.kept.open("a") as file:
+                file.write(json.dumps(one) + "\n")
+        self.write()
+        shown = f"{one['ms']:.3f} ms, {one.get('ratio', float('nan')):.3f}x" if "ms" in one else one["failed"]
+        print(one["case"], one["provider"], shown, flush=True)
+
+    def write(self) -> None:
+        """The tables, with ratios to the two products of the case where it has them."""
+        units = {r["case"]: r["ms"] for r in self.rows if r["provider"] == UNIT and "ms" in r}
+        for one in self.rows:
+            if "ms" in one and one["case"] in units:
+                one["ratio"] = one["ms"] / units[one["case"]]
+        record = {"conditions": self.where, "rows": self.rows}
+        (self.out / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        (self.out / f"{self.name}.md").write_text(markdown(self.where, self.rows))
+
+
+def exact_products(exact: bool) -> None:
+    torch.set_float32_matmul_precision("highest" if exact else "high")
 
 
 def conditions() -> dict[str, str]:
@@ -99,9 +153,15 @@ def milliseconds(call: Call, seconds: float) -> tuple[float, float, int]:
     return middle, q3 - q1, len(times)
 
 
-def row(case: str, provider: str, call: Call, seconds: float) -> dict[str, Any]:
+def row(case: str, provider: str, make: Callable[[], Call], seconds: float, timed: bool = True) -> Row:
     """Time and extra memory of one provider; what failed is a row too."""
     try:
+        call = make()
+        if not timed:
+            start = time.perf_counter()
+            call(0)
+            elapsed = 1000 * (time.perf_counter() - start)
+            return {"case": case, "provider": provider, "ms": elapsed, "rounds": 1}
         call(0)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -110,8 +170,9 @@ def row(case: str, provider: str, call: Call, seconds: float) -> dict[str, Any]:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - held
         middle, spread, rounds = milliseconds(call, seconds)
-    except Exception as error:  # out of memory, or a peer that cannot: the others go on
-        torch.cuda.empty_cache()
+    except Exception as error:  # out of memory, or a peer that is not here: the others go on
+        if timed:
+            torch.cuda.empty_cache()
         return {"case": case, "provider": provider, "failed": f"{type(error).__name__}: {error}"[:200]}
     return {
         "case": case,
@@ -123,31 +184,31 @@ def row(case: str, provider: str, call: Call, seconds: float) -> dict[str, Any]:
     }
 
 
-def measured(sizes: tuple[int, ...], seconds: float) -> Iterator[dict[str, Any]]:
-    """Rows of all cases, each with its ratio to the unit."""
-    for d in DIMS:
-        for n in sizes:
-            yield from with_ratios(pair_losses(n, d, seconds))
-            yield from with_ratios(retrieval(n, d, seconds))
+Task = tuple[str, str, Callable[[], Call]]  # case, provider, what makes the call
 
 
-def with_ratios(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Ratios to the first row, which is the unit."""
-    unit: float | None = None
-    for one in found:
-        if unit is None:
-            unit = one.get("ms")
-        if unit and "ms" in one:
-            one["ratio"] = one["ms"] / unit
-        text = f"{one.get('ratio', float('nan')):.3f}x" if "ms" in one else one["failed"]
-        print(one["case"], one["provider"], text, flush=True)
-        yield one
+def planned(stage: str, sizes: tuple[int, ...]) -> list[Task]:
+    """What is to be measured, the dearest peers last."""
+    every = [(n, d) for n in sizes for d in DIMS]
+    if stage == "ours":
+        return [task for n, d in every for task in ours(n, d)]
+    dense_sizes = [(n, d) for n, d in every if n <= DENSE_LIMIT]
+    return [
+        *(task for n, d in every for task in searches(n, d)),
+        *(task for n, d in dense_sizes for task in peers(n, d)),
+        *(task for n, d in dense_sizes for task in compiled(n, d)),
+    ]
 
 
+@functools.lru_cache(maxsize=2)
 def inputs(n: int, d: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    sets = [torch.randn(n, d, generator=generator) for _ in range(SETS)]
-    return [torch.nn.functional.normalize(x).to("cuda", dtype) for x in sets]
+    generator = torch.Generator("cuda").manual_seed(0)
+    sets = [torch.randn(n, d, generator=generator, device="cuda") for _ in range(SETS)]
+    return [torch.nn.functional.normalize(x).to(dtype) for x in sets]
+
+
+def classes(n: int, size: int) -> Tensor:
+    return torch.arange(n, device="cuda") // size
 
 
 def two_products(sets: list[Tensor]) -> Call:
@@ -167,11 +228,11 @@ def two_products(sets: list[Tensor]) -> Call:
 
 def with_tf32(call: Call) -> Call:
     def pinned(turn: int) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = True
+        exact_products(False)
         try:
             call(turn)
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = False
+            exact_products(True)
 
     return pinned
 
@@ -203,83 +264,110 @@ def fused(name: str, impl: Any, x: Tensor, labels: Tensor) -> Tensor:
     return op(x, labels, kernels.PHI[name].to(x.device), impl=impl).mean()
 
 
-def pair_losses(n: int, d: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Forward and gradient of the mixture and of focal weighting, against their peers."""
+def ours(n: int, d: int) -> Iterator[Task]:
+    """The unit, forward and gradient of the pair losses, and ranks of all positives, leave-one-out."""
     case = f"{n}x{d}"
-    sets, labels = inputs(n, d), torch.arange(n, device="cuda") // 8
-    products = two_products(sets)
-    yield row(case, "two products (cuBLAS, float32)", products, seconds)
-    yield row(case, "two products (cuBLAS, TF32)", with_tf32(products), seconds)
+    yield case, UNIT, lambda: two_products(inputs(n, d))
+    half = functools.partial(inputs, n, d, torch.bfloat16)
     for name in ("mixture", "focal"):
         native, strips = partial(fused, name, "native"), partial(fused, name, "strips")
-        yield row(case, f"{name} native", step(native, sets, labels), seconds)
-        half = [x.bfloat16() for x in sets]
-        yield row(case, f"{name} native, bfloat16 in", step(native, half, labels), seconds)
-        yield row(case, f"{name} strips", step(strips, sets, labels), seconds)
-        if n > DENSE_LIMIT:
-            continue
-        yield row(case, f"{name} eager", step(partial(dense, name), sets, labels), seconds)
-        torch._dynamo.reset()
-        compiled = torch.compile(partial(dense, name), dynamic=False)
-        yield row(case, f"{name} torch.compile", step(compiled, sets, labels), seconds)
-    if n <= DENSE_LIMIT:
+        yield case, f"{name} native", lambda f=native: step(f, inputs(n, d), classes(n, 8))
+        yield case, f"{name} native, bfloat16 in", lambda f=native: step(f, half(), classes(n, 8))
+        yield case, f"{name} strips", lambda f=strips: step(f, inputs(n, d), classes(n, 8))
+    yield case, "mixture native, default shapes", lambda: step(default_shapes, inputs(n, d), classes(n, 8))
+    yield case, "two products (cuBLAS, TF32)", lambda: with_tf32(two_products(inputs(n, d)))
+    yield case, "statistics native", lambda: partial(statistics_of, inputs(n, d), classes(n, 8))
+    for kind, first in (("all", False), ("first", True)):
+        make = lambda f=first: partial(ranks_of, inputs(n, d), classes(n, 4), f)  # noqa: E731
+        yield f"ranks {case}", f"native, {kind}", make
+
+
+def default_shapes(x: Tensor, labels: Tensor) -> Tensor:
+    phi = torch.zeros(10, device=x.device)
+    phi[0] = phi[5] = 1
+    return ops.distance_mixture(x, labels, phi, impl="native").mean()
+
+
+def statistics_of(sets: list[Tensor], labels: Tensor, turn: int) -> Tensor:
+    return ops.distance_statistics(sets[turn], labels, impl="native")
+
+
+def ranks_of(sets: list[Tensor], labels: Tensor, first: bool, turn: int) -> object:
+    return ops.positive_ranks(sets[turn], labels, impl="native", first_only=first)
+
+
+def peers(n: int, d: int) -> Iterator[Task]:
+    """The pair losses as plain PyTorch, and a loss of pytorch-metric-learning."""
+    case = f"{n}x{d}"
+    for name in ("mixture", "focal"):
+        eager = partial(dense, name)
+        yield case, f"{name} eager", lambda f=eager: step(f, inputs(n, d), classes(n, 8))
+
+    def similarity() -> Call:
         from pytorch_metric_learning import losses
 
         peer = losses.MultiSimilarityLoss()
-        yield row(case, "PML MultiSimilarity", step(lambda x, y: peer(x, y), sets, labels), seconds)
-    yield row(case, "statistics native", lambda t: ops.distance_statistics(sets[t], labels), seconds)
+        return step(lambda x, y: peer(x, y), inputs(n, d), classes(n, 8))
+
+    yield case, "PML MultiSimilarity", similarity
 
 
-def retrieval(n: int, d: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Ranks of all positives, leave-one-out, against searches for the nearest 1,000."""
-    case = f"ranks {n}x{d}"
-    sets, labels = inputs(n, d), torch.arange(n, device="cuda") // 4
+def compiled(n: int, d: int) -> Iterator[Task]:
+    def make(name: str) -> Call:
+        torch._dynamo.reset()
+        return step(torch.compile(partial(dense, name), dynamic=False), inputs(n, d), classes(n, 8))
+
+    for name in ("mixture", "focal"):
+        yield f"{n}x{d}", f"{name} torch.compile", partial(make, name)
+
+
+def searches(n: int, d: int) -> Iterator[Task]:
+    """Searches for the nearest 1,000, from which ranks could be read."""
     k = min(n, 1001)
 
-    def topk(turn: int) -> None:
-        x = sets[turn]
-        for first in range(0, n, BLOCK):
-            (x[first : first + BLOCK] @ x.T).topk(k, dim=1)
+    def topk() -> Call:
+        sets = inputs(n, d)
 
-    yield row(case, "torch mm + topk", topk, seconds)
-    yield row(case, "native, all", lambda t: ops.positive_ranks(sets[t], labels, impl="native"), seconds)
-    first = lambda t: ops.positive_ranks(sets[t], labels, impl="native", first_only=True)  # noqa: E731
-    yield row(case, "native, first", first, seconds)
-    try:
+        def call(turn: int) -> None:
+            x = sets[turn]
+            for first in range(0, n, BLOCK):
+                (x[first : first + BLOCK] @ x.T).topk(k, dim=1)
+
+        return call
+
+    def faiss_gpu() -> Call:
         import faiss
         import faiss.contrib.torch_utils
 
-        resources = faiss.StandardGpuResources()
-    except (ImportError, RuntimeError, AttributeError) as error:
-        yield {"case": case, "provider": "faiss-gpu", "failed": f"not here: {error}"[:200]}
-        return
+        sets, resources = inputs(n, d), faiss.StandardGpuResources()
 
-    def search(turn: int) -> None:
-        index = faiss.GpuIndexFlatL2(resources, d)
-        index.add(sets[turn])
-        for begin in range(0, n, BLOCK):
-            index.search(sets[turn][begin : begin + BLOCK], k)
+        def call(turn: int) -> None:
+            index = faiss.GpuIndexFlatL2(resources, d)
+            index.add(sets[turn])
+            for begin in range(0, n, BLOCK):
+                index.search(sets[turn][begin : begin + BLOCK], k)
 
-    yield row(case, "faiss-gpu", search, seconds)
+        return call
+
+    yield f"ranks {n}x{d}", "torch mm + topk", topk
+    yield f"ranks {n}x{d}", "faiss-gpu", faiss_gpu
 
 
-def emulated() -> Iterator[dict[str, Any]]:
-    """The cases of this script at small sizes, on the emulated kernels, compared with float64."""
+def emulated() -> list[Task]:
+    """The ops of this script at a small size, on the emulated kernels, compared with float64."""
     from tests.cuda_emulation import cases, library
 
     lib = library.Emulated(library.build())
     pair_ops = {"mixture": cases.mixture, "focal": cases.focal, "statistics": cases.statistics}
-    for d in DIMS:
-        for name, go in (pair_ops | {"ranks": cases.ranks}).items():
-            case = cases.Case(97, None, d, "float32")
-            start = time.perf_counter()
-            go(lib.use(), case)
-            yield {
-                "case": f"97x{d}",
-                "provider": f"{name}, emulated: agrees with float64",
-                "ms": 1000 * (time.perf_counter() - start),
-                "rounds": 1,
-            }
+    return [
+        (
+            f"97x{d}",
+            f"{name}, emulated: agrees with float64",
+            lambda go=go, d=d: lambda _: go(lib.use(), cases.Case(97, None, d, "float32")),
+        )
+        for d in DIMS
+        for name, go in (pair_ops | {"ranks": cases.ranks}).items()
+    ]
 
 
 def markdown(where: dict[str, str], found: list[dict[str, Any]]) -> str:

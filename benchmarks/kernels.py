@@ -22,6 +22,7 @@ PHI = {
     "focal": torch.tensor([2.0, 8.0]),
 }
 UNIT = "two products"
+BLOCK = 0.02  # seconds that the calls of a turn fill
 SIZES = ((256, 128), (1024, 128), (4096, 128), (4096, 512), (16384, 512))
 # Beyond this many rows peers take tens of seconds, and an N x N autograd graph gigabytes; they are left out.
 DENSE_LIMIT = 4096
@@ -160,7 +161,8 @@ def mined_gather(n: int, d: int, count: int) -> measure.Call:
 def run_case(loss: str, n: int, d: int, threads: int, rounds: int, memory: bool) -> list[measure.Row]:
     torch.set_num_threads(threads)
     setups = providers(loss, n)
-    times = measure.interleaved({name: setup(n, d) for name, setup in setups.items()}, rounds)
+    calls = {name: setup(n, d) for name, setup in setups.items()}
+    times = measure.interleaved(calls, rounds, block=BLOCK)
     peaks = {}
     if memory:
         peaks = {name: measure.peak_extra_mib(setup, (64, d), (n, d)) for name, setup in setups.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import ctypes
+import math
 import os
 import platform
 import resource
@@ -66,24 +67,34 @@ def interleaved(
     warm_up: bool = True,
     once: Collection[str] = (),
     clock: Callable[[], float] = time.perf_counter,
+    block: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds per call, one list per provider; providers alternate so that drift hits all alike.
+
+    A turn is one call, or, for calls shorter than ``block`` seconds, as many as fill them (counted in the
+    thrown-away round): what a call takes when it is one of many, with warm caches and predictors.
 
     With ``warm_up`` a first round is thrown away. Stops after three rounds when ``seconds`` are spent.
     Providers in ``once`` take part in the first round that counts only. ``time.process_time`` as ``clock``
     counts CPU seconds, which another process on the machine disturbs less.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    repeats = dict.fromkeys(calls, 1)
     start = time.perf_counter()
     for turn in range(0 if warm_up else 1, rounds + 1):
         for name, call in calls.items():
             if name in once and turn != 1:
                 continue
             begin = clock()
-            call()
-            elapsed = clock() - begin
+            for _ in range(repeats[name]):
+                call()
+            elapsed = (clock() - begin) / repeats[name]
             if turn > 0:
                 times[name].append(elapsed)
+            elif block > 0:
+                begin = clock()
+                call()  # not the first one: that one compiles
+                repeats[name] = max(1, math.ceil(block / max(clock() - begin, 1e-6)))
         if turn >= 3 and time.perf_counter() - start > seconds:
             break
     return times

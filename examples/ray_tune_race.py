@@ -47,7 +47,7 @@ def trial(config: dict[str, Any]) -> None:
                 splits.train,
                 total_steps=end,
                 optimizer=optimizer,
-                batch_classes=min(32, len(splits.train.classes)),
+                batch_classes=10,
                 checkpoint=file,
                 resume=True,
             )

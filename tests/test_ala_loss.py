@@ -225,7 +225,7 @@ def test_records_are_read_by_attribute_and_by_key() -> None:
     loss_fn = make(every=1)
     call(loss_fn, 3)
     record = loss_fn.history[-1]
-    names = ("step", "metric", "error", "reward", "action", "phi", "entropy", "seconds")
+    names = ("step", "metric", "error", "reward", "action", "phi", "entropy", "seconds", "summary")
     assert record.keys() == names
     assert all(record[name] == getattr(record, name) for name in names)
     assert record.seconds > 0

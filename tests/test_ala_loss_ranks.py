@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ala_metric import ALALoss
+from ala_metric import ALALoss, classification, metrics
 
 from .fakes import FakeLoss, FakeMetric, validation_set
 
@@ -50,6 +50,44 @@ def train(rank: int, script: list[Any]) -> dict[str, Any]:
     }
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "diagonal": {},
+    "all pairs": {"off_diagonal": True},  # 5,050: the controller of many parameters
+    "top confusions": {"off_diagonal": True, "top_confusions": 5},
+}
+CLASSES = 100
+
+
+def classify(rank: int, kind: str) -> dict[str, Any]:
+    """The classification loss on one rank; only rank 0 has validation outputs."""
+    generator = torch.Generator().manual_seed(7)
+    outputs = torch.randn(4 * CLASSES, CLASSES, generator=generator)
+    targets = torch.arange(4 * CLASSES) % CLASSES
+
+    def validate() -> tuple[torch.Tensor, torch.Tensor]:
+        outputs.mul_(1.05)  # what is confused changes
+        return (outputs, targets) if rank == 0 else (outputs * float("nan"), targets)
+
+    loss_fn = ALALoss(
+        classification.AdaptiveClassificationLoss(CLASSES, **KINDS[kind]),
+        metrics.ClassificationError(),
+        validate,
+        total_steps=100,
+        every=2,
+        offsets=(0,),
+        seed=rank,
+    )
+    logits = outputs[rank::2].clone().requires_grad_()
+    for _ in range(8):
+        loss_fn(logits, targets[rank::2]).backward()
+    pairs = loss_fn.loss.pairs
+    return {
+        "phi": loss_fn.phi.tolist(),
+        "pairs": None if pairs is None else pairs.tolist(),
+        "records": [(record.phi, record.reward, record.summary) for record in loss_fn.history],
+    }
+
+
 def work(rank: int, store: str, results: Any) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -58,7 +96,7 @@ def work(rank: int, store: str, results: Any) -> None:
     )
     well = train(rank, [float(i % 3) for i in range(20)])
     failing = [train(rank, [0.0] * calls + [RuntimeError("no data")]) for calls in (0, 1)]
-    results.put((rank, well, failing))
+    results.put((rank, well, failing, {kind: classify(rank, kind) for kind in KINDS}))
     results.close()
     results.join_thread()
     dist.barrier()
@@ -83,7 +121,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def test_rank_zero_decides_and_all_ranks_apply(ranks: list[Any]) -> None:
-    first, second = (well for _, well, _ in ranks)
+    first, second = (found[1] for found in ranks)
     assert (first["outcome"], second["outcome"]) == ("done", "done")
     assert first["phi"] == second["phi"]
     assert first["history"] == second["history"]
@@ -94,6 +132,15 @@ def test_rank_zero_decides_and_all_ranks_apply(ranks: list[Any]) -> None:
 
 @pytest.mark.parametrize("where", [0, 1], ids=["between steps", "at a step"])
 def test_a_failure_on_rank_zero_reaches_the_others(ranks: list[Any], where: int) -> None:
-    first, second = (failing[where]["outcome"] for _, _, failing in ranks)
+    first, second = (found[2][where]["outcome"] for found in ranks)
     assert first == "no data"
     assert second == "rank 0 failed: RuntimeError: no data"
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_class_correlations_are_the_same_on_all_ranks(ranks: list[Any], kind: str) -> None:
+    first, second = (found[3][kind] for found in ranks)
+    assert first == second == classify(0, kind)  # as in one process
+    assert first["phi"] != torch.eye(CLASSES).tolist()
+    assert len(first["records"]) == 4 - 1  # the fourth is due on the call after the last
+    assert (first["pairs"] is None) == (kind != "top confusions")

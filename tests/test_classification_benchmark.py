@@ -64,8 +64,18 @@ def test_cifar_format_runs_and_resumes(tmp_path: Path, capsys: pytest.CaptureFix
     assert "ALA, one child" in text
     assert (out / "classification.csv").read_text().count("\n") > 3
     assert list(out.glob("table1-*-curves.png"))
+
+    all_rows = tmp_path / "all"
+    call[call.index("--networks") + 1], call[-1] = "perceptron", str(all_rows)
+    call[call.index("1") : call.index("1") + 1] = ["1", "2", "4", "5"]
+    assert main([*call, "--no-plots"]) == 0
+    text = (all_rows / "classification.md").read_text()
+    for table in TABLES.values():
+        part = text.split(f"## Table {table.number}: ")[1].split("## Table")[0]
+        assert all(f"| {BY_NAME[row].title} |" in part for row in table.rows)
+
     with pytest.raises(SystemExit, match="choose another --out"):
-        main([*call[:-8], "--steps", "5", "--out", str(out), "--rows", "ce"])
+        main([*call, "--steps", "5", "--rows", "ce"])
     with pytest.raises(SystemExit, match="--root"):
         main(["--data", "cifar10"])
 

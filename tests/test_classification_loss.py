@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ala_metric import AdaptiveLoss
+from ala_metric import AdaptiveLoss, classification
 from ala_metric.classification import AdaptiveClassificationLoss, StreamingConfusion, class_confusion
 
 FORMS = ["softplus", "sigmoid", "linear"]
@@ -21,7 +21,7 @@ def random_phi(classes: int, off_diagonal: bool, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.rand(classes, classes, generator=generator) * 2 - 1
     matrix = (matrix + matrix.T) / 2 if off_diagonal else torch.zeros(classes, classes)
-    matrix[range(classes), range(classes)] = 0.05 + 0.95 * torch.rand(classes, generator=generator)
+    matrix[range(classes), range(classes)] = 0.5 + 0.5 * torch.rand(classes, generator=generator)
     return matrix
 
 
@@ -231,7 +231,7 @@ def test_ten_thousand_classes() -> None:
     loss_fn = AdaptiveClassificationLoss(10_000)
     assert loss_fn.phi.shape == (10_000,)
     assert len(loss_fn.phi_spec) == 10_000
-    vector = torch.linspace(0.05, 1.0, 10_000)
+    vector = torch.linspace(0.5, 1.0, 10_000)
     loss_fn.set_phi(vector)
     loss_fn.set_phi(vector.diag())
     assert torch.equal(loss_fn.phi_vector, vector)
@@ -284,6 +284,81 @@ def test_compiles_to_one_graph(off_diagonal: bool) -> None:
         torch.testing.assert_close(x.grad, y.grad)
 
 
+def layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same values, lying differently."""
+    wide = torch.full((2 * x.shape[0] + 1, x.shape[1] + 3), math.nan, dtype=x.dtype)
+    wide[1::2, 2:-1] = x
+    with torch.inference_mode():
+        inference = x.clone()
+    return {
+        "transposed": x.T.contiguous().T,
+        "strided with an offset": wide[1::2, 2:-1],
+        "expanded": x[:1].expand(x.shape[0], -1),
+        "inference": inference,
+    }
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+def test_layout_does_not_matter(off_diagonal: bool) -> None:
+    logits, targets = batch(11, 5)
+    loss_fn = AdaptiveClassificationLoss(5, off_diagonal=off_diagonal)
+    loss_fn.set_phi(random_phi(5, off_diagonal))
+    for name, view in layouts(logits).items():
+        spread = torch.stack((targets, targets), 1)[:, 0]
+        expected = loss_fn(view.clone(), targets)
+        assert not expected.requires_grad
+        # 1e-14: another layout may sum in another order
+        torch.testing.assert_close(loss_fn(view, spread), expected, rtol=1e-14, atol=0, msg=name)
+        statistics = loss_fn.statistics(view.clone(), targets)
+        torch.testing.assert_close(loss_fn.statistics(view, spread), statistics, rtol=1e-6, atol=1e-6)
+        if name != "inference":
+            x, y = view.detach().requires_grad_(), view.detach().clone().requires_grad_()
+            weight = torch.linspace(-2, 3, 11, dtype=torch.float64)  # a gradient from above that is not 1
+            for leaf in (x, y):
+                loss_fn.reduction = "none"
+                (got,) = torch.autograd.grad(loss_fn(leaf, targets), leaf, weight)
+                leaf.grad = got
+                loss_fn.reduction = "mean"
+            torch.testing.assert_close(x.grad, y.grad, rtol=1e-14, atol=1e-16, msg=name)
+    with torch.inference_mode():
+        assert torch.equal(loss_fn(logits, targets), loss_fn(logits.clone(), targets))
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+def test_same_bits_for_any_number_of_threads(off_diagonal: bool) -> None:
+    """Also where torch refuses what it cannot repeat."""
+    logits, targets = batch(700, 101, dtype=torch.float32)
+    before, found = torch.get_num_threads(), []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            loss_fn = AdaptiveClassificationLoss(101, off_diagonal=off_diagonal)
+            loss_fn.set_phi(random_phi(101, off_diagonal))
+            x = logits.clone().requires_grad_()
+            loss = loss_fn(x, targets)
+            loss.backward()
+            found.append((loss.detach(), x.grad, loss_fn.statistics(logits, targets), loss_fn.phi_vector))
+        top = AdaptiveClassificationLoss(101, off_diagonal=True, top_confusions=7)
+        top.statistics(logits, targets)
+        top.set_phi(torch.full((7,), 0.5))
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(False)
+    for other in found[1:]:
+        for a, b in zip(found[0], other):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
+def test_vmap_over_models(off_diagonal: bool) -> None:
+    logits = torch.stack([batch(6, 4, seed=seed)[0] for seed in range(3)])
+    targets = batch(6, 4)[1]
+    loss_fn = AdaptiveClassificationLoss(4, off_diagonal=off_diagonal)
+    found = torch.func.vmap(lambda x: loss_fn(x, targets))(logits)
+    torch.testing.assert_close(found, torch.stack([loss_fn(x, targets) for x in logits]))
+
+
 @pytest.mark.parametrize("off_diagonal", [False, True])
 def test_copies_and_state_carry_phi(off_diagonal: bool) -> None:
     loss_fn = AdaptiveClassificationLoss(4, off_diagonal=off_diagonal, weight=torch.arange(4.0))
@@ -303,6 +378,8 @@ def test_copies_and_state_carry_phi(off_diagonal: bool) -> None:
         ({"reduction": "max"}, "reduction"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"label_smoothing": -0.1}, "label_smoothing"),
+        ({"diagonal_low": 0.0}, "diagonal_low"),
+        ({"diagonal_low": 1.0}, "diagonal_low"),
         ({"weight": torch.ones(2)}, "weight"),
         ({"weight": torch.tensor([1.0, -1.0, 1.0])}, "weight"),
         ({"weight": torch.tensor([1.0, math.nan, 1.0])}, "weight"),
@@ -352,17 +429,26 @@ def test_actions_name_the_entries_of_phi(classes: int, off_diagonal: bool) -> No
     pairs = [(i, j) for i in range(classes) for j in range(i, classes) if off_diagonal or i == j]
     assert [spec.name for spec in loss_fn.phi_spec] == [f"phi[{i},{j}]" for i, j in pairs]
     for number, ((i, j), spec) in enumerate(zip(pairs, loss_fn.phi_spec)):
-        assert (spec.low, spec.high, spec.rule) == ((0.05 if i == j else -1.0), 1.0, "additive")
+        assert (spec.low, spec.high, spec.rule) == ((0.5 if i == j else -1.0), 1.0, "additive")
         vector = loss_fn.phi_vector
-        vector[number] = 0.25
+        vector[number] = 0.75
         loss_fn.set_phi(vector)
-        assert float(loss_fn.phi[i, j]) == float(loss_fn.phi[j, i]) == 0.25
+        assert float(loss_fn.phi[i, j]) == float(loss_fn.phi[j, i]) == 0.75
         assert torch.equal(loss_fn.phi, loss_fn.phi.T)
         assert torch.equal(loss_fn.phi_vector, vector)
     matrix = random_phi(classes, off_diagonal)
     loss_fn.set_phi(matrix)
     assert torch.equal(loss_fn.phi, matrix)
     assert loss_fn.phi_vector.tolist() == [float(matrix[i, j]) for i, j in pairs]
+
+
+def test_the_least_diagonal_is_a_choice() -> None:
+    wide = AdaptiveClassificationLoss(3, diagonal_low=0.05)
+    wide.set_phi(torch.tensor([0.05, 1.0, 0.3]))
+    assert {spec.low for spec in wide.phi_spec} == {0.05}
+    with pytest.raises(ValueError, match=r"diagonal of phi must lie in \[0.5, 1.0\], got 0.3"):
+        AdaptiveClassificationLoss(3).set_phi(torch.tensor([0.6, 1.0, 0.3]))
+    assert classification.preset("paper").loss(4).diagonal_low == 0.05
 
 
 def test_set_phi_keeps_the_buffer_and_forgives_rounding_only() -> None:

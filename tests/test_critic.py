@@ -86,6 +86,18 @@ def test_prior_draws_are_uniform_in_the_cube() -> None:
     np.testing.assert_allclose(units.std(0), 1 / math.sqrt(12), atol=0.02)
 
 
+def test_ranges_over_a_decade_are_drawn_in_the_logarithm() -> None:
+    """Weights of classes; a range from 0, or of less than a decade, has no such scale."""
+    spec = (PhiSpec("weight", 0.05, 1.0), PhiSpec("narrow", 0.5, 1.0), PhiSpec("zero", 0.0, 1.0))
+    generator = torch.Generator().manual_seed(0)
+    found = torch.tensor([prior_draw(spec, (), generator) for _ in range(2000)])
+    logarithm = found[:, 0].log()
+    np.testing.assert_allclose(logarithm.mean(), math.log(0.05) / 2, atol=0.1)  # sd of the mean: .02
+    np.testing.assert_allclose(logarithm.std(), -math.log(0.05) / math.sqrt(12), atol=0.06)
+    np.testing.assert_allclose(found[:, 1:].mean(0), [0.75, 0.5], atol=0.03)
+    assert found[:, 0].min() >= 0.05
+
+
 def test_prior_draws_take_one_of_each_group() -> None:
     spec = tuple(PhiSpec(f"p{i}", 0.0, 1.0) for i in range(5))
     generator = torch.Generator().manual_seed(3)

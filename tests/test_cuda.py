@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import partial
 from typing import Any
 
@@ -183,5 +184,8 @@ def test_metrics_stay_on_the_device() -> None:
 
 
 def test_what_is_said_of_the_library() -> None:
-    assert ala.native_info().cuda_available, ala.native_info().cuda_reason
+    info = ala.native_info()
+    assert info.cuda_available, info.cuda_reason
+    # or the products would be the library's own: right, and slow
+    assert ctypes.CDLL(str(info.path)).ala_metric_torch_finds_cublas() == 1
     assert ops.explain("cuda")["distance_mixture"].impl == "native"

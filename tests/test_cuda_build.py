@@ -22,17 +22,19 @@ MOST_REGISTERS = 255
 
 @pytest.mark.slow
 def test_no_kernel_spills_or_outgrows_its_bounds() -> None:
-    """One architecture here; ``make cuda-report`` compiles them all, which takes minutes."""
+    """On every architecture of the wheel; what did not change is not compiled again."""
     if ptxas.nvcc() is None:
         pytest.skip("no nvcc: the CUDA kernels were not compiled")
-    found = ptxas.compile_all([90], 2)
+    found = ptxas.compile_all(ptxas.architectures(), 2)
+    assert {kernel.arch for kernel in found} == {75, 80, 86, 89, 90, 100, 120}
     names = {kernel.name.split("<")[0] for kernel in found}
     assert {"fused_kernel", "strip_kernel", "rank_count", "mined_gradient", "product_kernel"} <= names
     for kernel in found:
         assert kernel.spill_bytes == 0, kernel
         assert kernel.registers <= MOST_REGISTERS, kernel
         assert kernel.static_shared == 0, kernel  # all of it is dynamic, and in the table of bounds
-        assert kernel.blocks() >= (2 if kernel.threads == 128 else 1), kernel
+        if kernel.arch in ptxas.SM:
+            assert kernel.blocks() >= (1 if kernel.arch == 80 or kernel.threads == 256 else 2), kernel
 
 
 def test_spills_are_seen() -> None:
@@ -113,7 +115,9 @@ def test_an_expanded_gradient_scales_what_is_there() -> None:
             return 0.5
 
     units = [torch.ones(2), torch.empty(0)]
-    scaled = native._scaled(OnCuda(0), units)
-    assert [t.tolist() for t in scaled] == [[0.5, 0.5], []]
-    assert native._scaled(OnCuda(1), units) is None
-    assert native._scaled(torch.ones(()).expand(4), units) is None  # on the CPU the operator looks itself
+    assert native._scaled(OnCuda(0), units) is None  # a second derivative may follow
+    with torch.no_grad():
+        scaled = native._scaled(OnCuda(0), units)
+        assert scaled is not None
+        assert [t.tolist() for t in scaled] == [[0.5, 0.5], []]
+        assert native._scaled(OnCuda(1), units) is None

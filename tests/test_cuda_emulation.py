@@ -156,8 +156,8 @@ FAULTS = {
     ),
     "near pairs stay in the sums": (
         "fused.cuh",
-        "if (!near) row_sum += g;",
-        "row_sum += g;",
+        "if (!near) tile_row_sum += g;",
+        "tile_row_sum += g;",
         ["near-mixture-0.001-fused"],
     ),
 }

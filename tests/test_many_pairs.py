@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 
-from ala_metric import ALALoss, PhiSpec
+from ala_metric import ALALoss, PhiSpec, training
 from ala_metric.classification import AdaptiveClassificationLoss, class_confusion
 from ala_metric.controller import Controller, ManyController, StateHistory
 from ala_metric.metrics import ClassificationError
@@ -129,13 +129,30 @@ def test_a_hundred_classes_work_unchanged() -> None:
     assert isinstance(loss_fn.scheme, ManyController)
     assert torch.equal(loss_fn.phi, loss_fn.phi.T)
     assert not torch.equal(loss_fn.phi, torch.eye(100))
-    assert {record.phi for record in loss_fn.history} == {()}
+    assert {(record.phi, record.action) for record in loss_fn.history} == {((), ())}
+    vector = loss_fn.phi_vector
+    summary = loss_fn.history[-1].summary
+    assert summary["mean"] == pytest.approx(float(vector.double().mean()), abs=1e-6)  # float32 mean
+    assert (summary["min"], summary["max"]) == (float(vector.min()), float(vector.max()))
+    assert 0.1 < summary["up"] < 0.6
+    assert 0.1 < summary["down"] < 0.6
+    names = [spec.name for spec in loss_fn.phi_spec]
+    start = torch.tensor([float(name[4:-1].split(",")[0] == name[4:-1].split(",")[1]) for name in names])
+    moved = (vector - start).abs()
+    assert len(summary["farthest"]) == 8
+    for name, value in summary["farthest"].items():
+        assert value == float(vector[names.index(name)])
+        assert int((moved > moved[names.index(name)]).sum()) < 8
     step = 0.1 / 99  # off-diagonals move by beta / (C - 1)
     off = loss_fn.phi[~torch.eye(100, dtype=torch.bool)]
     torch.testing.assert_close((off / step).round() * step, off, rtol=0, atol=1e-6)
     twin = adaptive(AdaptiveClassificationLoss(100, off_diagonal=True), steps=2)
     twin.load_state_dict(loss_fn.state_dict())
     assert torch.equal(twin.phi, loss_fn.phi)
+    assert twin.history == loss_fn.history
+    row = training.flatten(dict(loss_fn.history[-1]), names)
+    assert row["phi_mean"] == summary["mean"]
+    assert all(isinstance(value, (int, float)) for value in row.values())
     small = adaptive(AdaptiveClassificationLoss(7), policy=loss_fn.policy, freeze=True)
     assert len(small.history[-1].phi) == 7
 

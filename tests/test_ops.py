@@ -10,6 +10,7 @@ from torch import Tensor
 
 import ala_metric as ala
 from ala_metric import ops
+from ala_metric.ops._strips import exact_products
 from tests import oracle
 
 PHI = torch.tensor([1.0, 0.3, 0.7, 0.2, 0.9, 0.8, 0.4, 0.6, 0.5, 0.1], dtype=torch.float64)
@@ -579,3 +580,31 @@ def test_fork_after_use(impl: str, threads: int) -> None:
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
     assert done.stdout.strip() == "0", done.stderr
+
+
+def test_strips_never_lower_the_precision_of_products() -> None:
+    """With the flags that allow bfloat16 or TF32 for float32 products; some CPUs have neither."""
+    x, labels = torch.nn.functional.normalize(torch.randn(130, 512)), torch.arange(130) % 7
+    x.requires_grad_()
+
+    def run() -> tuple[Tensor, ...]:
+        loss = ops.distance_mixture(x, labels, torch.ones(10), impl="strips")
+        return loss.detach(), *torch.autograd.grad(loss.sum(), x)
+
+    wanted = run()
+    flags = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [flag.fp32_precision for flag in flags]
+    try:
+        torch.set_float32_matmul_precision("medium")
+        lowered = [flag.fp32_precision for flag in flags]
+        found = run()
+        assert [flag.fp32_precision for flag in flags] == lowered
+        with exact_products(), exact_products():
+            assert {flag.fp32_precision for flag in flags} == {"ieee"}
+        assert [flag.fp32_precision for flag in flags] == lowered
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for flag, kept in zip(flags, before):
+            flag.fp32_precision = kept
+    for one, other in zip(found, wanted):
+        assert torch.equal(one, other)

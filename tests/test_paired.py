@@ -35,7 +35,8 @@ def bits(task: Task, result: training.FitResult) -> list[Any]:
 @pytest.mark.parametrize("seed", range(2))
 def test_more_is_better(proposals: Any, seed: int) -> None:
     task = Task(optimum=(1.0, 0.5), start=(0.0, 0.5))
-    result = task.fit(120, "paired", paired=training.PairedSettings(forks=60, proposals=proposals), seed=seed)
+    settings = training.PairedSettings(forks=60, draws=0, proposals=proposals)
+    result = task.fit(120, "paired", paired=settings, seed=seed)
     assert result.phi[0] > 0.85
 
 
@@ -49,7 +50,7 @@ class Steps(Landscape):
 def test_the_policy_learns_the_best_action_from_its_siblings() -> None:
     task = Task()
     task.landscape = Steps((0.0, 0.0), (0.0, 0.0), low=-1000.0, high=1000.0)
-    settings = training.PairedSettings(forks=300, branches=3, proposals=("policy",))
+    settings = training.PairedSettings(forks=300, draws=0, branches=3, proposals=("policy",))
     result = task.fit(300, "paired", paired=settings)
     acts = [
         np.sign(round(arm.phi[0] - record.arms[0].phi[0], 6))
@@ -64,7 +65,7 @@ def test_the_policy_learns_the_best_action_from_its_siblings() -> None:
 
 def test_a_fork_by_hand() -> None:
     task = Task()
-    settings = training.PairedSettings(forks=3, horizon=0.5, proposals=("random",))
+    settings = training.PairedSettings(forks=3, draws=0, horizon=0.5, proposals=("random",))
     result = task.fit(12, "paired", paired=settings)
     assert [(r.start, r.end, len(r.arms)) for r in result.records] == [
         (0, 4, 1),
@@ -86,11 +87,26 @@ def test_a_fork_by_hand() -> None:
 
 
 def test_the_cost_is_what_the_settings_say() -> None:
-    settings = training.PairedSettings(forks=20, branches=3, horizon=0.5, proposals=("random",))
+    settings = training.PairedSettings(forks=20, draws=4, branches=3, horizon=0.5, proposals=("random",))
     result = Task().fit(200, "paired", paired=settings)
-    assert (
-        result.compute.training_steps == 200 + 19 * 2 * 5
-    )  # a fork of 5 steps in each interval but the first
+    # four draws in the first interval, and a fork of 5 steps in each of the others
+    assert result.compute.training_steps == 200 + 4 * 10 + 19 * 2 * 5
+
+
+def test_draws_open_the_run() -> None:
+    """The best of them meet again in the first fork; which is where the second place may still win."""
+    task = Task()
+    settings = training.PairedSettings(forks=4, draws=5, branches=3, proposals=("prior",))
+    result = task.fit(20, "paired", paired=settings)
+    first, second, third, _ = result.records
+    assert [arm.source for arm in first.arms] == ["start"] + ["prior"] * 5
+    best = sorted(first.arms, key=lambda arm: arm.metric, reverse=True)[:3]
+    assert [arm.phi for arm in second.arms] == [arm.phi for arm in best]
+    assert [arm.parent for arm in second.arms] == [arm.number for arm in best]
+    assert [arm.lives for arm in first.arms] == [arm in best for arm in first.arms]
+    assert [arm.source for arm in third.arms] == ["stay", "prior", "prior"]
+    assert third.arms[0].phi == max(second.arms, key=lambda arm: arm.metric).phi
+    assert len({arm.phi for arm in (*first.arms, *third.arms[1:])}) == 8
 
 
 class Flat(Height):
@@ -101,7 +117,7 @@ class Flat(Height):
 def test_ties_keep_the_branch_without_an_action() -> None:
     task = Task()
     task.metric = Flat()
-    result = task.fit(40, "paired", paired=training.PairedSettings(proposals=("random",)))
+    result = task.fit(40, "paired", paired=training.PairedSettings(draws=0, proposals=("random",)))
     assert result.phi == (0.1, 0.9)
     assert [phi for _, phi in result.phi_history] == [(0.1, 0.9)]
 
@@ -109,7 +125,7 @@ def test_ties_keep_the_branch_without_an_action() -> None:
 def test_a_diverged_branch_is_dropped() -> None:
     task = Task()
     task.landscape = Cliff((0.45, 0.3), (0.4, 0.9))
-    result = task.fit(60, "paired", paired=training.PairedSettings(forks=30, proposals=("random",)))
+    result = task.fit(60, "paired", paired=training.PairedSettings(forks=30, draws=0, proposals=("random",)))
     assert sum(record.dropped for record in result.records) > 0
     assert result.phi[0] <= 0.5
     assert result.steps == 60
@@ -117,7 +133,9 @@ def test_a_diverged_branch_is_dropped() -> None:
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 8, 11, 12, 13, 17, 20, 21])
 def test_resume_of_forks_is_bit_identical(stop: int, tmp_path: Path) -> None:
-    settings = training.PairedSettings(forks=6, horizon=0.5, proposals=("policy", "random", "critic"))
+    settings = training.PairedSettings(
+        forks=6, draws=2, horizon=0.5, proposals=("policy", "random", "critic")
+    )
     whole = Task()
     expected = bits(whole, whole.fit(12, "paired", paired=settings))
     options: dict[str, Any] = {"paired": settings, "checkpoint": tmp_path / "c"}
@@ -151,6 +169,7 @@ def test_a_policy_without_identities_fits_any_number_of_parameters() -> None:
     ("options", "match"),
     [
         ({"forks": 1}, "forks and branches must be at least 2, got 1"),
+        ({"draws": -1}, "draws must not be negative, got -1"),
         ({"branches": 1}, "at least 2, got 20 and 1"),
         ({"horizon": 0.0}, r"horizon must be in \(0, 1\], got 0.0"),
         ({"proposals": ("luck",)}, r"proposals must be some of .*got \('luck',\)"),
@@ -266,7 +285,7 @@ def double_backward(model: nn.Module, phi: torch.Tensor, batch: Any, validation:
 def test_the_hypergradient_is_that_of_autograd() -> None:
     rows = Rows(0)
     model = nn.Linear(4, 2).double()
-    loss = AdaptiveClassificationLoss(2, form="linear")
+    loss = AdaptiveClassificationLoss(2, form="linear", diagonal_low=0.05)
     loss.set_phi(torch.tensor([0.4, 0.7]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings = training.HypergradientSettings(
@@ -291,7 +310,7 @@ def test_hypergradients_find_inverse_frequencies() -> None:
     train, validation = Rows(1), Rows(2)
     model = nn.Linear(4, 2)
     loss_fn = ALALoss(
-        AdaptiveClassificationLoss(2, form="linear"),
+        AdaptiveClassificationLoss(2, form="linear", diagonal_low=0.05),
         BalancedError(),
         lambda: training.embed(model, [(validation.rows, validation.labels)]),
         total_steps=100,
@@ -309,7 +328,7 @@ def test_hypergradients_find_inverse_frequencies() -> None:
         batch_classes=1,
         per_class=100,
         mode="paired",
-        paired=training.PairedSettings(forks=5, proposals=("hypergradient",), hypergradient=hyper),
+        paired=training.PairedSettings(forks=5, draws=0, proposals=("hypergradient",), hypergradient=hyper),
     )
     assert result.phi[0] < 0.6
     assert result.phi[1] > 0.8
@@ -354,7 +373,7 @@ def test_pair_losses_have_hypergradients(loss: Any, mined: bool) -> None:
         batch_classes=5,
         per_class=3,
         mode="paired",
-        paired=training.PairedSettings(forks=2, proposals=("hypergradient",), hypergradient=hyper),
+        paired=training.PairedSettings(forks=2, draws=0, proposals=("hypergradient",), hypergradient=hyper),
     )
     assert result.compute.hypergradient_steps == 4
     moved = result.records[1].arms[1]

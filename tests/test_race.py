@@ -306,6 +306,13 @@ def test_an_error_that_is_no_divergence_is_raised() -> None:
         task.fit(20, "race")
 
 
+def test_weights_that_were_not_kept_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strategy that lets more arms live than it said must not go on from the weights of the start."""
+    monkeypatch.setattr(training.race.Race, "keeps", lambda self, stage: 1)
+    with pytest.raises(RuntimeError, match=r"arm \d+ were not kept: more arms live than keeps\(\) says"):
+        Task().fit(20, "race", race=training.RaceSettings(rungs=RUNGS, copies=False))
+
+
 # --- critics and refusals
 
 

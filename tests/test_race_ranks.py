@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ala_metric import training
+from ala_metric.controller import GroupController
 
 from .landscape import Task
 from .test_race import Cliff, noisy_race
@@ -38,14 +39,34 @@ def work(rank: int, folder: str, stops: tuple[int, int], results: Any) -> None:
         task.landscape = Cliff((0.45, 0.3), (0.1, 0.9))
         result = task.fit(40, "race")
         outcome = [outcome, result.phi, [record.dropped for record in result.records]]
+        outcome.append(forks())
         try:
-            Task().fit(40, "paired")
+            paper = task.loss(40, "paper")
+            task.fit(40, "paper", loss_fn=paper, children=2)
         except NotImplementedError as error:
             outcome.append(str(error))
     results.put((rank, outcome))
     results.close()
     results.join_thread()
     os._exit(0)  # a process that has left its group does not wait for it
+
+
+def forks() -> list[Any]:
+    """Forks by a policy, which decides by statistics that only one process has measured."""
+    task = Task()
+    settings = training.PairedSettings(forks=6, draws=3, branches=3, horizon=0.5)
+    seen = []  # what the policy decides by, which changes its draws only now and then
+    propose = GroupController.propose
+
+    def note(self: Any, phi: Any, statistics: torch.Tensor, progress: float, count: int) -> Any:
+        seen.append(statistics.tolist())
+        return propose(self, phi, statistics, progress, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GroupController, "propose", note)
+        result = task.fit(40, "paired", paired=settings)
+    left = [task.model.weight.item(), result.losses, result.phi_history, result.records, result.compute]
+    return [*left, seen]
 
 
 def two(folder: Path, stops: tuple[int, int]) -> list[Any]:
@@ -78,7 +99,8 @@ def test_two_processes_give_the_bits_of_one(stops: tuple[int, int], tmp_path: Pa
     result = task.fit(40, "race")
     assert first[1:3] == second[1:3] == [result.phi, [record.dropped for record in result.records]]
     assert sum(first[2]) > 0
-    assert first[3] == "only mode='race' divides its children over processes, there are 2 of them"
+    assert first[3] == second[3] == forks()
+    assert first[4] == "children of mode='paper' train in one process, there are 2 of them"
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:

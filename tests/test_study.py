@@ -18,6 +18,8 @@ from benchmarks.study.rows import BY_NAME, ROWS
 from benchmarks.study.tasks import BUILT_IN, Evenly, problem
 from benchmarks.study.trial import mean_phi
 
+from .make_datasets import make_cifar10, make_lfw, make_sop
+
 TASKS = {task.name: task for task in BUILT_IN}
 DIFFERENCES = [0.9, -0.2, 1.4, 0.3, 0.8, -0.1, 1.1, 0.6]
 
@@ -173,6 +175,33 @@ def test_a_tiny_study_and_its_resume(tmp_path: Path, capsys: pytest.CaptureFixtu
     for gone in (lost, cut):
         key = gone["task"], gone["row"], gone["seed"]
         assert again[key]["metrics"] == whole[key]["metrics"]  # bit for bit
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "column"),
+    [
+        ("sop", "sop-semihard", "Recall@1"),
+        ("lfw", "lfw-focal", "accuracy"),
+        ("cifar10", "cifar10-clean", "balanced error"),
+    ],
+)
+def test_files_of_the_user(name: str, task: str, column: str, tmp_path: Path) -> None:
+    """A few steps of three rows on tiny files in the true format, hypergradients included."""
+    pytest.importorskip("PIL")
+    root = tmp_path / "data"
+    if name == "sop":
+        make_sop(root, train_classes=40)
+    else:
+        (make_lfw if name == "lfw" else make_cifar10)(root)
+    call = ["--data", name, "--root", str(root), "--tasks", task, "--seeds", "1", "--steps", "3"]
+    call += ["--every", "2", "--workers", "0", "--out", str(tmp_path / "out"), "--no-plots"]
+    assert command.main([*call, "--rows", "fixed", "race", "guarded"]) == 0
+    cells = load_cells(tmp_path / "out" / "cells.jsonl")
+    assert {key[:2] for key in cells} == {(task, row) for row in ("fixed", "race", "guarded")}
+    for cell in cells.values():
+        assert next(iter(cell["metrics"])) == column
+        assert all(0.0 <= value <= 100.0 for value in cell["metrics"].values())
+    assert cells[task, "race", 0]["compute"] > cells[task, "fixed", 0]["compute"] == 1.0
 
 
 def test_unknown_tasks_are_named(tmp_path: Path) -> None:

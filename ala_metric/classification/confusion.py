@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_ROWS_PER_BLOCK = 8192
+CACHED = 1 << 16  # numbers of a block of rows that stays in the cache
 
 
 class StreamingConfusion:
@@ -61,11 +61,17 @@ class StreamingConfusion:
         """
         check_batch("log_probs", log_probs, targets, self.num_classes)
         check_targets(targets, self.num_classes)
-        if bad := int(log_probs.isnan().any(1).sum()):
+        if log_probs.numel() and log_probs.amax().isnan():
+            bad = int(log_probs.isnan().any(1).sum())
             raise ValueError(f"log_probs must not be NaN, got NaN in {bad} of {len(log_probs)} rows")
-        for rows, labels in zip(log_probs.detach().split(_ROWS_PER_BLOCK), targets.split(_ROWS_PER_BLOCK)):
-            self.total.index_add_(0, labels.long(), rows.double(), alpha=-1)
-        self.count += torch.bincount(targets.long(), minlength=self.num_classes)
+        size = max(1, CACHED // self.num_classes)
+        for rows, labels in zip(log_probs.detach().split(size), targets.long().split(size)):
+            self.add(rows.double(), labels)
+
+    def add(self, log_probs: torch.Tensor, targets: torch.Tensor) -> None:
+        """The same for float64 and int64 that were checked."""
+        self.total.index_add_(0, targets, log_probs, alpha=-1)
+        self.count += torch.bincount(targets, minlength=self.num_classes)
 
     def compute(self) -> torch.Tensor:
         """``[C, C]`` float64 confusions of everything added so far; see :func:`class_confusion`."""

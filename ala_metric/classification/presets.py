@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .correlations import DIAGONAL_LOW
 from .loss import AdaptiveClassificationLoss, Form
 
 
@@ -22,6 +23,8 @@ class Preset:
         Whether pairs of different classes may move.
     off_diagonal_step
         Their step in units of beta; None is ``1 / (C - 1)``.
+    diagonal_low
+        Least value of the diagonal.
     beta
         Step size.
     every
@@ -38,6 +41,7 @@ class Preset:
     form: Form = "softplus"
     off_diagonal: bool = False
     off_diagonal_step: float | None = None
+    diagonal_low: float = DIAGONAL_LOW
     beta: float = 0.1
     every: int = 200
     children: int = 1
@@ -49,13 +53,14 @@ class Preset:
             self.form,
             self.off_diagonal,
             off_diagonal_step=self.off_diagonal_step,
+            diagonal_low=self.diagonal_low,
             **options,
         )
 
 
 PRESETS = {
     "default": Preset(),
-    "paper": Preset(form="sigmoid", off_diagonal=True, off_diagonal_step=1.0, children=10),
+    "paper": Preset(form="sigmoid", off_diagonal=True, off_diagonal_step=1.0, diagonal_low=0.05, children=10),
 }
 
 

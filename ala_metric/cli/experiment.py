@@ -110,8 +110,8 @@ class Experiment:
             starts = (0, *(end for end, _ in rungs))
             return sum((end - start) * rows for start, (end, rows) in zip(starts, rungs))
         if self.options.mode == "paired":
-            ends, forked = schedule(training.PairedSettings(), steps)
-            return sum((end - start) * (1 + two) for start, end, two in zip((0, *ends), ends, forked))
+            ends, rows = schedule(training.PairedSettings(), steps)
+            return sum((end - start) * arms for start, end, arms in zip((0, *ends), ends, rows))
         return steps * self.options.children
 
     def test(self) -> tuple[Tensor, Tensor]:

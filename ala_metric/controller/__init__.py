@@ -14,6 +14,7 @@ from .proposals import mutation, prior_draw
 from .reward import discounted_mean, sign_reward
 from .selection import ranking, relative_rewards, rungs_for, survivors, training_cost
 from .state import StateHistory, range_coordinate, state_width
+from .summary import summary_of
 from .unit_cube import from_unit, to_unit
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "save_policy",
     "sign_reward",
     "state_width",
+    "summary_of",
     "survivors",
     "to_unit",
     "training_cost",

@@ -118,19 +118,28 @@ class Controller:
             raise ValueError("the controller needs statistics, got None")
         self.history.observe(statistics)
         self._learn(reward)
+        (self._pending,), entropy = self._draw(phi, progress, 1)
+        moved, action = take_actions(self.phi_spec, phi, self._pending.choice, self.beta)
+        return Decision(tuple(moved), tuple(action), entropy)
+
+    def _draw(
+        self, phi: Sequence[float], progress: float, count: int, *more: torch.Tensor
+    ) -> tuple[list[Episode], float]:
+        """Given choices and ``count`` drawn ones as episodes without a reward, and the policy's entropy."""
         states = self.history.encode(phi, progress)
         allowed = allowed_actions(self.phi_spec, phi, self.beta)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             table = self.policy.log_probabilities(states, allowed)
             probabilities = table.exp()
-            choice = torch.multinomial(probabilities, 1, generator=self.learner.generator)
+            drawn = torch.multinomial(
+                probabilities, count, replacement=True, generator=self.learner.generator
+            )
             entropy = -(probabilities * table.masked_fill(~allowed, 0.0)).sum(dim=-1).mean()
         unknown = torch.zeros((), dtype=torch.float32, device="cpu")  # replaced when the reward is known
-        self._pending = Episode(
-            states, allowed, choice.squeeze(-1), table.gather(-1, choice).squeeze(-1), unknown
-        )
-        moved, action = take_actions(self.phi_spec, phi, self._pending.choice, self.beta)
-        return Decision(tuple(moved), tuple(action), float(entropy))
+        return [
+            Episode(states, allowed, choice, table.gather(-1, choice[:, None]).squeeze(-1), unknown)
+            for choice in (*more, *(row.clone() for row in drawn.T))
+        ], float(entropy)
 
     def _learn(self, reward: float | None) -> None:
         """Learn from the reward of the action in flight, where it is known."""

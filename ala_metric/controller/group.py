@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .._actions import allowed_actions, take_actions
+from .._actions import take_actions
 from .controller import Controller
 from .learner import Episode
 
@@ -77,22 +77,11 @@ class GroupController(Controller):
             ``count + 1`` sets of parameters, inside their ranges.
         """
         self.history.observe(statistics)
-        states = self.history.encode(phi, progress)
-        allowed = allowed_actions(self.phi_spec, phi, self.beta)
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            table = self.policy.log_probabilities(states, allowed)
-            drawn = torch.multinomial(
-                table.exp(), count, replacement=True, generator=self.learner.generator
-            ).T
-        unknown = torch.zeros((), dtype=torch.float32, device="cpu")
-        stay = torch.ones(1, len(self.phi_spec), dtype=torch.int64)
-        group, found = [], []
-        for choice in torch.cat([stay, drawn]):
-            log_probability = table.gather(-1, choice[:, None]).squeeze(-1)
-            group.append(Episode(states, allowed, choice.clone(), log_probability, unknown))
-            found.append(tuple(take_actions(self.phi_spec, phi, choice, self.beta)[0]))
-        self._group = group
-        return found
+        stay = torch.ones(len(self.phi_spec), dtype=torch.int64)
+        self._group, _ = self._draw(phi, progress, count, stay)
+        return [
+            tuple(take_actions(self.phi_spec, phi, episode.choice, self.beta)[0]) for episode in self._group
+        ]
 
     def learn(self, advantages: Sequence[float | None]) -> None:
         """Learn from the group-relative advantages of the latest proposals; None is dropped.

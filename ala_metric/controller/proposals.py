@@ -12,6 +12,7 @@ from .unit_cube import from_unit, to_unit
 MUTATED_SHARE = 0.3
 RADIUS = 0.2
 LEAST_WEIGHT = 0.25
+DECADE = 10.0
 
 
 def mutation(
@@ -58,10 +59,11 @@ def prior_draw(
 ) -> tuple[float, ...]:
     """A draw that looks at no data.
 
-    Without groups it is uniform in the unit cube. With groups (alternatives of which one is enough, such as
-    the distance functions of a mixture) one parameter of each group gets a weight between a quarter and the
-    whole of its range, uniform in the logarithm, and the others of the group get the low end of theirs;
-    parameters in no group are uniform.
+    Without groups it is uniform in the unit cube, and uniform in the logarithm for additive parameters whose
+    range is positive and spans at least a decade, such as class weights. With groups (alternatives of which
+    one is enough, such as the distance functions of a mixture) one parameter of each group gets a weight
+    between a quarter and the whole of its range, uniform in the logarithm, and the others of the group get
+    the low end of theirs; parameters in no group are drawn as without groups.
 
     Parameters
     ----------
@@ -85,6 +87,9 @@ def prior_draw(
     2
     """
     units = torch.rand(len(phi_spec), generator=generator, dtype=torch.float64)
+    for index, spec in enumerate(phi_spec):
+        if spec.rule == "additive" and spec.low > 0.0 and spec.high >= DECADE * spec.low:
+            units[index] = spec.share(spec.low * (spec.high / spec.low) ** float(units[index]))
     for group in groups:
         pick = group[int(torch.randint(len(group), (), generator=generator))]
         weight = LEAST_WEIGHT ** float(torch.rand((), generator=generator, dtype=torch.float64))

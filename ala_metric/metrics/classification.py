@@ -148,7 +148,8 @@ def _checked(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor
 
 def _wrong(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Whether another class has at least the target's logit."""
-    return (logits >= logits.gather(1, targets[:, None])).sum(1) > 1
+    best = logits.topk(2, 1).values
+    return (best[:, 0] == best[:, 1]) | (logits.gather(1, targets[:, None])[:, 0] < best[:, 0])
 
 
 def _average_precision(scores: torch.Tensor, positives: torch.Tensor) -> float:

@@ -137,10 +137,11 @@ def check_phi(phi: Tensor, length: int, emb: Tensor, *, positive: bool = False) 
     if phi.device != emb.device:
         raise ValueError(f"phi must be on {emb.device} like emb, got {phi.device}")
     if _values_are_checked(emb):
-        if not _all_finite(phi):
-            raise ValueError(f"phi must be finite, got {phi.tolist()}")
-        if positive and not bool((phi > 0).all()):
-            raise ValueError(f"phi must be > 0, got {phi.tolist()}")
+        values = phi.tolist()
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"phi must be finite, got {values}")
+        if positive and min(values) <= 0:
+            raise ValueError(f"phi must be > 0, got {values}")
     return phi
 
 

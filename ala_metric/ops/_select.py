@@ -45,6 +45,10 @@ class Choice:
     reason: str
 
 
+_DEMANDED = Choice("native", "asked for")
+_INSTALLED = Choice("native", "the fused kernels are installed")
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _native_obstacle(op: str, device: torch.device) -> str | None:
     """Why ``native`` cannot serve this op on this device, or None when it can."""
@@ -75,9 +79,9 @@ def choose(op: str, impl: Impl, device: torch.device | str) -> Choice:
         raise ValueError(f"impl must be 'auto', 'native', 'strips' or 'reference', got {impl!r}")
     if impl in ("strips", "reference"):
         return Choice(impl, "asked for")
-    obstacle = _native_obstacle(op, torch.device(device))
+    obstacle = _native_obstacle(op, device if isinstance(device, torch.device) else torch.device(device))
     if obstacle is None:
-        return Choice("native", "asked for" if impl == "native" else "the fused kernels are installed")
+        return _DEMANDED if impl == "native" else _INSTALLED
     if impl == "native":
         raise RuntimeError(f"impl='native' cannot run {op} on {device}: {obstacle}")
     if not _native.native_info().available and not _noticed:

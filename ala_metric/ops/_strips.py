@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,37 @@ NEAR = 1e-2
 _STRIP_BYTES = {"cpu": 2 << 20}
 _STRIP_BYTES_ELSEWHERE = 32 << 20
 _GATHER_BYTES = 4 << 20
+
+
+_products: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+_lock = threading.Lock()
+_inside = 0
+_lowered: list[tuple[Any, str]] = []
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Keep float32 products out of TF32 and bfloat16, whatever the global flags of torch allow.
+
+    torch has no such choice per product. So the flags are raised for the whole process while any thread is
+    in here, and the last one to leave puts back what the first one found.
+    """
+    global _inside
+    with _lock:
+        if _inside == 0:
+            found = [(flags, flags.fp32_precision) for flags in _products]
+            _lowered[:] = [(flags, kept) for flags, kept in found if kept in ("tf32", "bf16")]
+            for flags, _ in _lowered:
+                flags.fp32_precision = "ieee"
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                for flags, kept in _lowered:
+                    flags.fp32_precision = kept
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:
@@ -83,7 +116,8 @@ class PairStrips:
 
     def _strip(self, rows: slice) -> Strip:
         scale = self.x_square[rows, None] + self.y_square
-        square = torch.addmm(scale, self.x[rows], self.y.T, alpha=-2)
+        with exact_products():
+            square = torch.addmm(scale, self.x[rows], self.y.T, alpha=-2)
         is_near = square < NEAR * scale
         if self.symmetric:
             is_near[:, rows].fill_diagonal_(False)
@@ -115,8 +149,9 @@ class PairStrips:
         near = g[i, j]
         g[i, j] = 0
         x = self.x[rows]
-        grad_x[rows] += torch.addmm(g.sum(1)[:, None] * x, g, self.y, alpha=-1)
-        grad_y += torch.addmm(g.sum(0)[:, None] * self.y, g.T, x, alpha=-1)
+        with exact_products():
+            grad_x[rows] += torch.addmm(g.sum(1)[:, None] * x, g, self.y, alpha=-1)
+            grad_y += torch.addmm(g.sum(0)[:, None] * self.y, g.T, x, alpha=-1)
         for part in gather_chunks(i.numel(), self.x):
             pull = near[part, None] * (x[i[part]] - self.y[j[part]])
             grad_x[rows].index_add_(0, i[part], pull)

@@ -159,7 +159,9 @@ def _like(wanted: bool, x: Tensor | None, emb: Tensor) -> Tensor:
 
 def _as(gradient: Tensor, x: Tensor | None, wanted: bool) -> Tensor | None:
     """A gradient in the dtype of its input."""
-    return gradient.to(x.dtype) if wanted and x is not None else None
+    if not wanted or x is None:
+        return None
+    return gradient if gradient.dtype == x.dtype else gradient.to(x.dtype)
 
 
 # ---- shapes of the results, for tracing
@@ -213,7 +215,9 @@ def _focal_weighting_shape(
     phi_grad: bool,
 ) -> tuple[Tensor, ...]:
     units = _like(emb_grad, emb, emb), _like(ref_grad, ref_emb, emb), _like(phi_grad, phi, emb)
-    return _new(emb, emb.shape[0]), _new(emb, emb.shape[0], 2), *units
+    # on CUDA float64 for every input: its rounding would be that of all gradients of a row
+    lse = emb.new_empty(emb.shape[0], 2, dtype=torch.float64) if emb.is_cuda else _new(emb, emb.shape[0], 2)
+    return _new(emb, emb.shape[0]), lse, *units
 
 
 def _focal_weighting_backward_shape(
@@ -289,13 +293,15 @@ def _pairwise_distance_backward(ctx: Any, grad: Tensor) -> Gradients:
 
 
 def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
-    """Unit gradients times the weight that all anchors share, on CUDA, where values are not looked at.
+    """Unit gradients times the weight that all anchors share, where that can be told without its values.
 
-    After ``sum()`` or ``mean()`` the gradient is one number, expanded; its strides say so.
+    After ``sum()`` or ``mean()`` the gradient is one number, expanded; its strides say so. The operator looks
+    at values on CPU; it also refuses a second derivative, which would go unnoticed here.
     """
-    if not grad.is_cuda or grad.ndim != 1 or grad.shape[0] == 0 or grad.stride(0) != 0:
+    if grad.ndim != 1 or grad.shape[0] == 0 or grad.stride(0) != 0 or torch.is_grad_enabled():
         return None
-    return tuple(unit * grad[0] for unit in units)
+    weight = grad[0]
+    return tuple(unit * weight if unit.numel() else unit for unit in units)
 
 
 def _save_distance_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -368,7 +374,7 @@ def _mixture_triplets_backward(ctx: Any, grad: Tensor) -> Gradients:
 class _DistanceMixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _ops.distance_mixture(*inputs)
+        output = _ops.distance_mixture.default(*inputs)
         _save_distance_mixture(ctx, inputs, output)
         result: Tensor = output[0]
         return result
@@ -381,7 +387,7 @@ class _DistanceMixture(torch.autograd.Function):
 class _FocalWeighting(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _ops.focal_weighting(*inputs)
+        output = _ops.focal_weighting.default(*inputs)
         _save_focal_weighting(ctx, inputs, output)
         result: Tensor = output[0]
         return result

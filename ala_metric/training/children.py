@@ -90,9 +90,9 @@ def fit_children(
         parts.miner,
     )
     processes = Processes(parts.device)
-    if processes.size > 1 and not isinstance(strategy, Race):
+    if processes.size > 1 and paper:
         raise NotImplementedError(
-            f"only mode='race' divides its children over processes, there are {processes.size} of them"
+            f"children of mode='paper' train in one process, there are {processes.size} of them"
         )
     meter = Meter()
     settings = getattr(strategy, "settings", None)

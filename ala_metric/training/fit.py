@@ -141,8 +141,8 @@ def fit(
     *Children.* All begin with the same weights, optimizer and random streams and see the same batches. They
     train one after the other in the one ``model``, which holds the winner's weights at the end; the others
     wait as copies of weights and optimizer, so memory grows with the arms that may still win. A child whose
-    loss or metric is not finite is dropped, and counted in the records. Under torch.distributed a race
-    divides its arms over the processes, with the same bits as in one process; each process writes a
+    loss or metric is not finite is dropped, and counted in the records. Under torch.distributed races and
+    forks divide their arms over the processes, with the same bits as in one process; each process writes a
     checkpoint file of its own beside ``checkpoint``, and ``validate`` must not use collectives.
 
     Examples

@@ -49,7 +49,9 @@ def flatten(record: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, f
     -------
     dict
         ``step``, ``metric``, ``error``, ``reward``, ``entropy``, ``seconds`` (of validation and controller
-        at this step), then each parameter and each ``action_`` of a parameter. None is "not known".
+        at this step), then each parameter and each ``action_`` of a parameter; for more than 4,096
+        parameters, whatever their names, the numbers of the record's summary as ``phi_mean`` and so on.
+        None is "not known".
 
     Raises
     ------
@@ -63,6 +65,9 @@ def flatten(record: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, f
     >>> flatten(record, ["margin"])["margin"], flatten(record)["action_phi_1"]
     (0.6, 0.1)
     """
+    if summary := record.get("summary"):
+        numbers = {f"phi_{name}": value for name, value in summary.items() if name != "farthest"}
+        return {key: record[key] for key in _SCALARS} | numbers
     names = names or [f"phi_{k}" for k in range(1, len(record["phi"]) + 1)]
     if len(names) != len(record["phi"]):
         raise ValueError(f"names must have one entry per parameter ({len(record['phi'])}), got {len(names)}")
@@ -186,7 +191,9 @@ class TensorBoardLogger:
         row, step = list(flatten(record, self.names).items()), record["step"]
         first = len(_SCALARS)
         curves = dict(row[1:first])
-        if len(record["phi"]) <= _MOST_CURVES:
+        if record.get("summary"):
+            curves |= dict(row[first:])
+        elif len(record["phi"]) <= _MOST_CURVES:
             phi = row[first : first + len(record["phi"])]
             curves |= {f"phi/{name}": value for name, value in phi}
         else:

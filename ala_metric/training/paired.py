@@ -11,15 +11,15 @@ import torch
 
 from ..controller import ControllerSettings, Critic, Policy, check_policy
 from ..controller.group import GroupController
-from ..controller.proposals import RADIUS, mutation
+from ..controller.proposals import RADIUS, mutation, prior_draw
 from ..controller.selection import ranking, relative_rewards
 from ..types import Metric
 from .arm import Arm, Branch, Phi
 from .hypergradient import HypergradientSettings
 from .measure import Validate
 
-Proposal = Literal["policy", "hypergradient", "random", "critic"]
-PROPOSALS = ("policy", "hypergradient", "random", "critic")
+Proposal = Literal["policy", "hypergradient", "random", "critic", "prior"]
+PROPOSALS = ("policy", "hypergradient", "random", "critic", "prior")
 CANDIDATES = 12
 
 
@@ -27,12 +27,16 @@ CANDIDATES = 12
 class PairedSettings:
     """How a run forks.
 
-    Training costs about ``1 + (branches - 1) * horizon`` trainings.
+    Training costs about ``1 + (branches - 1) * horizon + draws / forks`` trainings.
 
     Parameters
     ----------
     forks
         The run is cut in this many intervals; each but the first begins with a fork.
+    draws
+        Arms with parameters drawn from the prior that train beside the start in the first interval. The best
+        ``branches`` of all go on to the first fork, instead of its proposals. Steps from the start do not
+        lead far; draws do.
     branches
         Arms of a fork; the first takes no action.
     horizon
@@ -40,7 +44,7 @@ class PairedSettings:
     proposals
         Where the other branches' parameters come from, in turn over branches and forks: ``"policy"`` (the
         learned controller), ``"hypergradient"`` (moved during the fork), ``"random"`` (a mutation),
-        ``"critic"`` (its choice among 12 mutations).
+        ``"critic"`` (its choice among 12 mutations), ``"prior"`` (a draw that looks at no data).
     metric, validate
         As of :class:`RaceSettings`.
     radius
@@ -68,6 +72,7 @@ class PairedSettings:
     """
 
     forks: int = 20
+    draws: int = 6
     branches: int = 2
     horizon: float = 1.0
     proposals: tuple[Proposal, ...] = ("policy", "random")
@@ -83,6 +88,8 @@ class PairedSettings:
     def __post_init__(self) -> None:
         if self.forks < 2 or self.branches < 2:
             raise ValueError(f"forks and branches must be at least 2, got {self.forks} and {self.branches}")
+        if self.draws < 0:
+            raise ValueError(f"draws must not be negative, got {self.draws}")
         if not 0.0 < self.horizon <= 1.0:
             raise ValueError(f"horizon must be in (0, 1], got {self.horizon}")
         unknown = [name for name in self.proposals if name not in PROPOSALS]
@@ -113,7 +120,8 @@ class Paired:
         self.settings, self.loss, self.seed = settings, loss, seed
         self.phi_spec = tuple(loss.phi_spec)
         self.total_steps = total_steps
-        self.ends, self.forked = schedule(settings, total_steps)
+        self.ends, rows = schedule(settings, total_steps)
+        self.forked = tuple(count > 1 for count in rows)
         self.generator = torch.Generator(device="cpu").manual_seed(seed)
         self.wants_statistics = "policy" in settings.proposals
         self.controller: GroupController | None = None
@@ -122,8 +130,10 @@ class Paired:
             check_policy(settings.policy, width, len(self.phi_spec), settings.beta)
         if self.wants_statistics and width is not None:
             self.controller = self._controller(width)
-        groups = getattr(loss, "phi_groups", ())
-        self.critic = Critic(self.phi_spec, quadratic=not groups) if "critic" in settings.proposals else None
+        self.groups = getattr(loss, "phi_groups", ())
+        self.critic = (
+            Critic(self.phi_spec, quadratic=not self.groups) if "critic" in settings.proposals else None
+        )
 
     def _controller(self, width: int) -> GroupController:
         how = self.settings.controller or ControllerSettings()
@@ -141,8 +151,9 @@ class Paired:
         )
 
     def first(self, phi: Phi) -> list[Branch]:
-        """One arm, up to the first fork."""
-        return [Branch(phi, "start")]
+        """The start and draws from the prior, up to the first fork."""
+        draws = [self._branch("prior", phi, None, []) for _ in range(self.settings.draws)]
+        return [Branch(phi, "start"), *draws]
 
     def measured(self, stage: int) -> bool:
         """Forks are; a lone arm only where the policy needs statistics for the next fork, and at the end."""
@@ -151,20 +162,28 @@ class Paired:
         return self.wants_statistics and self.forked[stage + 1]
 
     def keeps(self, stage: int) -> int:
-        """The better branch."""
-        return 1
+        """The better branch; after the draws those of the first fork."""
+        return self.settings.branches if self._opening(stage) else 1
 
     def after(self, stage: int, arms: Sequence[Arm]) -> list[Branch]:
         """The better branch, alone or as the stem of the next fork."""
         best = 0
         if self.forked[stage]:
             scores = [None if arm.failed else arm.score for arm in arms]
-            best = ranking(scores)[0]  # of equals the first: no action
+            order = ranking(scores)
             self._learn(arms, relative_rewards(scores))
+            if self._opening(stage):
+                living = order[: self.keeps(stage)]
+                return [Branch(arms[index].phi, arms[index].source, index) for index in living]
+            best = order[0]  # of equals the first: no action
         stem = arms[best]
         if stage + 1 == len(self.ends) or not self.forked[stage + 1]:
             return [Branch(stem.phi, stem.source, best)]
         return [Branch(stem.phi, "stay", best), *self._proposals(stage + 1, stem, best)]
+
+    def _opening(self, stage: int) -> bool:
+        """Whether it is the stage of the draws, with a fork after it."""
+        return stage == 0 and self.settings.draws > 0 and len(self.ends) > 1
 
     def _learn(self, arms: Sequence[Arm], rewards: Sequence[float | None]) -> None:
         if self.critic is not None:
@@ -190,11 +209,13 @@ class Paired:
             drawn = self.controller.propose(stem.phi, stem.statistics, progress, max(wanted, 1))[1:]
         return [self._branch(source, stem.phi, parent, drawn) for source in sources]
 
-    def _branch(self, source: Proposal, phi: Phi, parent: int, drawn: list[Phi]) -> Branch:
+    def _branch(self, source: Proposal, phi: Phi, parent: int | None, drawn: list[Phi]) -> Branch:
         if source == "policy":
             return Branch(drawn.pop(0), source, parent)
         if source == "hypergradient":
             return Branch(phi, source, parent, moving=True)
+        if source == "prior":
+            return Branch(prior_draw(self.phi_spec, self.groups, self.generator), source, parent)
         mutations = [
             mutation(self.phi_spec, phi, self.generator, self.settings.radius)
             for _ in range(CANDIDATES if source == "critic" else 1)
@@ -222,21 +243,21 @@ class Paired:
             self.critic.load_state_dict(state["critic"])
 
 
-def schedule(settings: PairedSettings, total_steps: int) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Ends of all stages in steps, and which of them are forks.
+def schedule(settings: PairedSettings, total_steps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ends of all stages in steps, and the arms of each.
 
     Examples
     --------
     >>> schedule(PairedSettings(forks=2, horizon=0.5), 8)
-    ((4, 6, 8), (False, True, False))
+    ((4, 6, 8), (7, 2, 1))
     """
     bounds = [round(index * total_steps / settings.forks) for index in range(settings.forks + 1)]
-    ends, forked = [bounds[1]], [False]
+    ends, rows = [bounds[1]], [1 + settings.draws]
     for start, end in itertools.pairwise(bounds[1:]):
         if end == start:
             continue
         middle = start + max(1, round(settings.horizon * (end - start)))
-        ends, forked = [*ends, middle], [*forked, True]
+        ends, rows = [*ends, middle], [*rows, settings.branches]
         if middle < end:
-            ends, forked = [*ends, end], [*forked, False]
-    return tuple(ends), tuple(forked)
+            ends, rows = [*ends, end], [*rows, 1]
+    return tuple(ends), tuple(rows)

@@ -116,6 +116,10 @@ class Stages:
 
     def _load(self, arm: Arm) -> None:
         """Bring an arm's weights, parameters and random streams into the parts."""
+        if arm.snapshot is None and arm.step > 0:
+            raise RuntimeError(
+                f"the weights of arm {arm.number} were not kept: more arms live than keeps() says"
+            )
         self.parts.restore(arm.snapshot or self.start)
         write_phi(self.loss, arm.phi)
         arm.follow(read_phi(self.loss))
@@ -188,6 +192,7 @@ class Stages:
         if self.processes.size > 1:
             self.store.save(self.state_dict(), before_exchange=True)
             self._exchange_scores()
+            self._exchange_statistics()
         scores = [None if arm.failed else arm.score for arm in self.arms]
         if all(arm.failed for arm in self.arms):
             raise FloatingPointError(
@@ -238,6 +243,15 @@ class Stages:
                 arm.metric, arm.score = row[1], row[2]
             arm.phi = tuple(row[3:])
             arm.step = self.strategy.ends[self.stage]
+
+    def _exchange_statistics(self) -> None:
+        """Let every process see the statistics of the best arm, where the strategy decides by them."""
+        measured = self.strategy.wants_statistics and self.strategy.measured(self.stage)
+        best = ranking([None if arm.failed else arm.score for arm in self.arms])[:1]
+        if not measured or not best or self.stage == len(self.strategy.ends) - 1:
+            return
+        arm, owner = self.arms[best[0]], self.processes.owner(best[0])
+        arm.statistics = self.processes.share({"statistics": arm.statistics}, owner)["statistics"]
 
     def _exchange_weights(self, living: list[int]) -> None:
         """Give every process the snapshots of the arms that go on."""

@@ -14,7 +14,8 @@ from .rows import BY_NAME, Table
 from .tables import by_seed
 
 FRAMES = 8
-ADAPTIVE = ("paired", "ala", "ala-10", "race", "paper")
+ADAPTIVE = ("paired", "ala", "ala-wide", "ala-10", "race", "paper")
+COLOURS = 10  # in matplotlib's cycle
 
 
 def write_plots(found: Mapping[Key, dict[str, Any]], table: Table, where: str, out: Path) -> list[Path]:
@@ -42,20 +43,24 @@ def _curves(plt: Any, found: Mapping[Key, dict[str, Any]], table: Table, where: 
         curves = [cell["curve"] for cell in by_seed(found, where, name).values() if cell["curve"]]
         if curves and len({len(curve) for curve in curves}) == 1:
             points = np.array(curves)
-            axes.plot(points[0, :, 0], 100 * points[:, :, 1].mean(0), label=BY_NAME[name].title, lw=1)
+            style = ("-", "--", ":")[len(axes.lines) // COLOURS % 3]
+            mean = 100 * points[:, :, 1].mean(0)
+            axes.plot(points[0, :, 0], mean, label=BY_NAME[name].title, lw=1, ls=style)
     if not axes.lines:
         plt.close(figure)
         return None
     axes.set(xlabel="training step", ylabel="validation metric, %", title=where, yscale="log")
-    axes.legend(fontsize=6, ncols=2)
+    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        ticks("{x:g}")
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
 def _with(found: Mapping[Key, dict[str, Any]], table: Table, where: str, what: str) -> list[Any]:
-    """Rows that adapt and kept something: title and the cell of the first seed."""
+    """Rows that adapt and kept something: name and the cell of the first seed."""
     cells = [(name, by_seed(found, where, name)) for name in ADAPTIVE if name in table.rows]
-    first = [(BY_NAME[name].title, own[min(own)]) for name, own in cells if own]
-    return [(title, cell) for title, cell in first if cell.get(what) and all(cell[what])]
+    first = [(name, own[min(own)]) for name, own in cells if own]
+    return [(name, cell) for name, cell in first if cell.get(what) and all(cell[what])]
 
 
 def _phi(plt: Any, found: Mapping[Key, dict[str, Any]], table: Table, where: str) -> Any:
@@ -63,7 +68,7 @@ def _phi(plt: Any, found: Mapping[Key, dict[str, Any]], table: Table, where: str
     if not rows:
         return None
     figure, grid = plt.subplots(len(rows), FRAMES, figsize=(1.3 * FRAMES, 1.5 * len(rows)), squeeze=False)
-    for line, (title, cell) in zip(grid, rows):
+    for line, (name, cell) in zip(grid, rows):
         history = cell["phi_history"]
         picks = np.linspace(0, len(history) - 1, FRAMES).round().astype(int)
         for axes, pick in zip(line, picks):
@@ -71,7 +76,7 @@ def _phi(plt: Any, found: Mapping[Key, dict[str, Any]], table: Table, where: str
             axes.imshow(matrix_of(phi, len(cell["confusions"][-1])), vmin=-1, vmax=1, cmap="RdBu")
             axes.set_title(f"step {step}", fontsize=6)
             axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(title[:24], fontsize=6)
+        line[0].set_ylabel(name, fontsize=6)
     return figure
 
 
@@ -89,9 +94,9 @@ def _confusions(plt: Any, found: Mapping[Key, dict[str, Any]], table: Table, whe
     if not rows:
         return None
     figure, grid = plt.subplots(len(rows), 2, figsize=(5, 2.4 * len(rows)), squeeze=False)
-    for line, (title, cell) in zip(grid, rows):
+    for line, (name, cell) in zip(grid, rows):
         for axes, confusion, when in zip(line, cell["confusions"], ("early", "at the end")):
             axes.imshow(np.sqrt(np.array(confusion)), vmin=0, vmax=1, cmap="magma")
-            axes.set_title(f"{title[:20]}, {when}", fontsize=6)
+            axes.set_title(f"{name}, {when}", fontsize=6)
             axes.set(xticks=[], yticks=[])
     return figure

@@ -14,6 +14,7 @@ from ala_metric import classification, controller, metrics, training
 from .tasks import Batches, Problem, Task, joined, problem
 from .trial import Size, Trial
 
+USUAL, WIDE = 0.5, 0.05  # least value of a diagonal: the default, and one that leaves much room
 FEATURES = 64  # outputs of a network whose classifier is in the loss
 POLICY_SOURCE = {"glyphs": "digits", "digits": "digits", "imagenet": "cifar10", "cifar10": "digits"}
 
@@ -101,7 +102,7 @@ def loss_teaching(setting: Setting) -> dict[str, Any]:
         pixels, labels = zip(*(images[row] for row in rows))
         return torch.stack(pixels).to(device), torch.tensor(labels, device=device)
 
-    loss = adaptive_loss(setting, off_diagonal=True)
+    loss = adaptive_loss(setting, off_diagonal=True, diagonal_low=WIDE)
     fitted = trial.fit(classification.LossTeaching(loss, trial.model, batch, size.every))
     # A batch of validation forward and backward, and two backward passes on the training batch.
     trial.extra = (1.0 + 4 / 3) / size.every
@@ -115,7 +116,7 @@ def scheduled(rule: Any) -> Run:
         trial = setting.trial()
         trial.fit(
             classification.ScheduledCorrelations(
-                adaptive_loss(setting, off_diagonal=True),
+                adaptive_loss(setting, off_diagonal=True, diagonal_low=WIDE),
                 rule,
                 setting.size.every,
                 trial.validation,
@@ -143,10 +144,16 @@ def single(setting: Setting, **options: Any) -> dict[str, Any]:
     return _adapted(setting, **options)[1]
 
 
+def wide(setting: Setting) -> dict[str, Any]:
+    """ALA whose class weights may differ by 20 to 1."""
+    return _adapted(setting, diagonal_low=WIDE)[1]
+
+
 def _adapted(setting: Setting, **options: Any) -> tuple[Any, dict[str, Any]]:
     optimizer = options.pop("optimizer_name", "sgd")
     trial = setting.trial(optimizer_name=optimizer)
-    loss_fn = trial.adaptive(adaptive_loss(setting), metric=setting.metric, **options)
+    loss = adaptive_loss(setting, diagonal_low=options.pop("diagonal_low", USUAL))
+    loss_fn = trial.adaptive(loss, metric=setting.metric, **options)
     fitted = trial.fit(loss_fn)
     return loss_fn, trial.outcome(fitted=fitted)
 
@@ -168,19 +175,20 @@ def children(preset: str, count: int, every: int | None = None) -> Run:
     return run
 
 
-def chosen(mode: str, **options: Any) -> Run:
+def chosen(mode: str, diagonal_low: float = USUAL, **options: Any) -> Run:
     """Paired forks, or a race."""
 
     def run(setting: Setting) -> dict[str, Any]:
         trial = setting.trial()
-        loss_fn = trial.adaptive(adaptive_loss(setting), "fixed", metric=setting.metric)
+        loss = adaptive_loss(setting, diagonal_low=diagonal_low)
+        loss_fn = trial.adaptive(loss, "fixed", metric=setting.metric)
         fitted = trial.fit(loss_fn, mode=mode, **options)
         return trial.outcome(fitted.compute.in_units_of(setting.size.steps), fitted)
 
     return run
 
 
-def hypergradient(setting: Setting) -> dict[str, Any]:
+def hypergradient(setting: Setting, **options: Any) -> dict[str, Any]:
     """Paired forks whose branches follow the gradient of balanced cross-entropy on validation batches."""
     held, size = setting.problem.validation, setting.size
     settings = training.HypergradientSettings(
@@ -191,19 +199,24 @@ def hypergradient(setting: Setting) -> dict[str, Any]:
         seed=setting.seed,
     )
     proposals = training.PairedSettings(proposals=("hypergradient",), hypergradient=settings)
-    return chosen("paired", paired=proposals)(setting)
+    return chosen("paired", paired=proposals, **options)(setting)
 
 
-def longer(factor: float, title: str) -> Row:
+def longer(factor: float, title: str, stop_early: bool = False) -> Row:
     """The fixed loss with as much compute as a row with children: a longer run."""
 
     def run(setting: Setting) -> dict[str, Any]:
         size = replace(setting.size, steps=round(factor * setting.size.steps))
         trial = replace(setting, size=size).trial()
-        trial.fit(adaptive_loss(setting))
-        return trial.outcome(factor)
+        trial.fit(adaptive_loss(setting), stop_early=stop_early)
+        return trial.outcome(factor * trial.compute)
 
-    return Row(f"fixed-{factor:g}", title, run)
+    return Row(f"fixed-{factor:g}" + ("-stopped" if stop_early else ""), title, run)
+
+
+def coarse(setting: Setting) -> dict[str, Any]:
+    """Paired forks judged by the task's own metric, where the default is the mean log p of the classes."""
+    return chosen("paired", paired=training.PairedSettings(metric=setting.metric))(setting)
 
 
 # ------------------------------------------------------------------------------ Table 5: a second run
@@ -279,11 +292,20 @@ ROWS: tuple[Row, ...] = (
     Row(
         "ala-200", "ALA, one child, K = 200 (the default)", lambda s: single(s, every=min(200, s.size.steps))
     ),
+    Row("ala-wide", "ALA, one child, Φ in [0.05, 1]", wide),
     Row("ala-10", "ALA, 10 children", children("default", 10)),
     Row("paper", 'ALA, preset="paper", K = 200, 10 children', children("paper", 10, every=200)),
     Row("paired", "paired forks", chosen("paired")),
+    Row("paired-error", "paired forks, judged by the error itself", coarse),
     Row("paired-gradient", "paired forks, hypergradient branch", hypergradient),
+    Row(
+        "paired-gradient-wide",
+        "paired forks, hypergradient branch, Φ in [0.05, 1]",
+        lambda s: hypergradient(s, diagonal_low=WIDE),
+    ),
+    longer(1.0, "fixed Φ = I, early stopping", stop_early=True),
     longer(2.0, "fixed Φ = I, 2 T steps"),
+    longer(2.0, "fixed Φ = I, 2 T steps, early stopping", stop_early=True),
     Row("race", "race, 4 T", chosen("race", budget=4.0)),
     longer(4.0, "fixed Φ = I, 4 T steps"),
     Row("auc-roc", "pairwise AUCROC loss (Rakotomamonjy)", plain(lambda s: classification.PairwiseAUCLoss())),
@@ -330,7 +352,9 @@ TABLES = {
         (
             *("ce", "ce-both", "self-paced", "l-softmax", "focal", "l2t", "l2t-dlf", "fixed"),
             *("random-walk", "random-static", "random-matrix", "confusion-matrix", "ala", "ala-200"),
-            *("ala-10", "paper", "paired", "paired-gradient", "fixed-2", "race", "fixed-4"),
+            *("ala-wide", "ala-10", "paper", "fixed-1-stopped", "paired", "paired-error", "paired-gradient"),
+            "paired-gradient-wide",
+            *("fixed-2", "fixed-2-stopped", "race", "fixed-4"),
         ),
         ("error", "balanced error"),
         "fixed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,24 @@ class Validation:
         return outputs_of(self.model, self.images)
 
 
+@dataclass
+class Best:
+    """The weights with the best validation metric so far; of equals the latest."""
+
+    metric: Any
+    validation: Validation
+    score: float = -math.inf
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def look(self, model: nn.Module) -> None:
+        """Validate (which is charged) and keep the weights if they are the best."""
+        value = self.metric(*self.validation())
+        score = value if self.metric.higher_is_better else -value
+        if score >= self.score:
+            self.score = score
+            self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+
+
 def outputs_of(model: nn.Module, images: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs and labels of all images."""
     if isinstance(images, ImageSet):
@@ -115,8 +134,10 @@ class Trial:
             loss, metric or self.problem.metric, self.validation, self.size.steps, mode=mode, **options
         )
 
-    def fit(self, loss_fn: Any, images: Any = None, **options: Any) -> training.FitResult:
-        """Train to the end."""
+    def fit(
+        self, loss_fn: Any, images: Any = None, stop_early: bool = False, **options: Any
+    ) -> training.FitResult:
+        """Train to the end; with ``stop_early`` go back to where the validation metric was best."""
         self.loss_fn = loss_fn
         if hasattr(loss_fn, "to"):
             loss_fn.to(next(self.model.parameters()).device)
@@ -128,7 +149,16 @@ class Trial:
             scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [steps // 2, 3 * steps // 4])
         train = self.problem.train if images is None else images
         watched = options.get("mode") is None
-        return training.fit(
+        best = Best(self.problem.metric, self.validation) if stop_early else None
+
+        def on_step(step: int, loss: float) -> None:
+            if step % max(1, self.size.steps // WATCHED):
+                return
+            if best is not None:
+                best.look(self.model)
+            self._watch(step)
+
+        fitted = training.fit(
             self.model,
             loss_fn,
             Batches(train, self.size.batch, self.seed, self.problem.augment),
@@ -138,14 +168,15 @@ class Trial:
             batch_classes=self.size.batch,
             per_class=1,
             seed=self.seed,
-            on_step=self._watch if watched else None,
+            on_step=on_step if watched else None,
             **options,
         )
+        if best is not None:
+            self.model.load_state_dict(best.weights)
+        return fitted
 
-    def _watch(self, step: int, loss: float) -> None:
+    def _watch(self, step: int) -> None:
         """Validation error on the way; only drawn, so not charged."""
-        if step % max(1, self.size.steps // WATCHED):
-            return
         scores, labels = self.scores(self.problem.validation)
         self.curve.append((step, self.problem.metric(scores, labels)))
         if len(self.curve) == 1:

@@ -64,7 +64,7 @@ def run_cells(
     workers: int = 2,
     root: Path | None = None,
 ) -> dict[Key, dict[str, Any]]:
-    """Train what is missing in ``path``, ``workers`` cells at a time, one thread each."""
+    """Train what is missing in ``path``, ``workers`` cells at a time, one thread each; 0: in this process."""
     cells = load_cells(path)
     waiting = [
         (task, row, seed)
@@ -76,6 +76,17 @@ def run_cells(
         return cells
     os.environ["OMP_NUM_THREADS"] = "1"
     _end_line(path)
+    if workers == 0:
+        with path.open("a", encoding="utf-8") as file:
+            while (ready := _take_ready(waiting, cells)) is not None:
+                task, row, seed = ready
+                given = {name: cells[task.name, name, seed] for name in row.needs}
+                key = (task.name, row.name, seed)
+                cells[key] = train_cell(task, row.name, seed, given, root)
+                file.write(json.dumps(cells[key]) + "\n")
+                file.flush()
+                _report(key, cells[key], total - len(waiting), total, time.monotonic() - started)
+        return cells
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(workers, context, _start_worker) as pool,

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="first of them")
     parser.add_argument("--steps", type=int, help="iterations of a run, T; 600")
     parser.add_argument("--every", type=int, help="iterations per controller step, K; 10")
-    parser.add_argument("--workers", type=int, default=2, help="cells trained at the same time")
+    parser.add_argument("--workers", type=int, default=2, help="cells at the same time; 0: in this process")
     parser.add_argument("--out", type=Path, required=True, help="folder for cells, tables and plots")
     parser.add_argument("--tables-only", action="store_true", help="train nothing, write from what is there")
     parser.add_argument("--no-plots", action="store_true")

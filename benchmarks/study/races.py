@@ -34,16 +34,21 @@ def race(budget: float = 4.0, twins: bool = False, **settings: Any) -> Run:
 
 
 def paired(task: Task, problem: Problem, seed: int, given: Any) -> dict[str, Any]:
-    """Forks with proposals of the policy and at random, in turn."""
+    """Draws from the prior, then forks with proposals of the policy and at random, in turn."""
     trial = Trial(task, problem, seed)
     how = training.PairedSettings(metric=problem.metric, validate=_cheaper(trial))
     return _finish(trial, trial.fit(trial.adaptive(), mode="paired", paired=how))
 
 
 def guarded(task: Task, problem: Problem, seed: int, given: Any) -> dict[str, Any]:
-    """Forks in which one branch follows hypergradients and the other stays."""
+    """Forks in which one branch follows hypergradients and the other stays.
+
+    A tenth of the run long: over half of that, hypergradients won with gains that turned into losses later.
+    """
     trial = Trial(task, problem, seed)
     how = training.PairedSettings(
+        forks=10,
+        draws=0,
         metric=problem.metric,
         validate=_cheaper(trial),
         proposals=("hypergradient",),
@@ -83,10 +88,12 @@ def _hypergradient(trial: Trial) -> training.HypergradientSettings:
     """Hypergradients of the task's surrogate on batches of the validation set."""
     parts = trial.problem
     surrogate = training.nca if parts.classes is None else training.balanced_cross_entropy
-    batch = min(parts.batch_classes, len(torch.unique(parts.validation.labels)))
+    labels = parts.validation.labels
+    batch = min(parts.batch_classes, len(torch.unique(labels)), len(labels) // parts.per_class)
     images: Any = parts.validation
     if parts.natural:
-        images, batch = parts.batches(images, trial.seed), parts.batch_classes
+        images = parts.batches(images, trial.seed)
+        batch = min(parts.batch_classes, len(torch.unique(images.labels)))
     return training.HypergradientSettings(
         surrogate=surrogate, dataset=images, batch_classes=batch, per_class=parts.per_class, seed=trial.seed
     )

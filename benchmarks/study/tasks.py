@@ -212,7 +212,7 @@ def make_loss(task: Task, classes: int | None) -> Any:
     """The loss that adapts, at its starting point."""
     if task.loss == "correlation":
         assert classes is not None
-        return classification.AdaptiveClassificationLoss(classes)
+        return classification.AdaptiveClassificationLoss(classes, diagonal_low=0.05)
     loss = losses.FocalWeightingLoss if task.loss == "focal" else losses.DistanceMixtureLoss
     return loss() if task.phi is None else loss(phi=task.phi)
 

@@ -10,7 +10,7 @@ namespace ALA_ISA {
 template <class T>
 struct DistanceOp {
   using V = typename Simd<T>::V;
-  static constexpr bool kGradient = false, kStores = true;
+  static constexpr bool kGradient = false, kStores = true, kRests = false;
 
   T* out;
   int64_t stride;
@@ -21,7 +21,7 @@ struct DistanceOp {
     static constexpr bool kGradient = DistanceOp::kGradient, kStores = DistanceOp::kStores;
     Tile(DistanceOp& op, int64_t, int64_t, int64_t i0, int64_t j0, int64_t rows, int64_t cols, bool diagonal)
         : op_(op), i0_(i0), j0_(j0), rows_(rows), cols_(cols), diagonal_(diagonal) {}
-    void begin_row(int64_t, int64_t, const T*, const T*) {}
+    void begin_row(int64_t, int64_t, const typename PairTiles<T>::RowDistances&) {}
     template <bool kMasked>
     ALA_HD V pair(V d, V, int, typename Simd<T>::Mask) {
       return d;
@@ -66,7 +66,7 @@ template <class T>
 struct DistanceBackwardOp {
   using S = Simd<T>;
   using V = typename S::V;
-  static constexpr bool kGradient = true, kStores = false;
+  static constexpr bool kGradient = true, kStores = false, kRests = false;
   static constexpr int kStride = PairTiles<T>::Square::kStride;
 
   ala_matrix grad;
@@ -83,7 +83,7 @@ struct DistanceBackwardOp {
         : op_(op), i0_(i0), j0_(j0), cols_(cols) {
       std::memset(row_grad_, 0, sizeof row_grad_);
     }
-    void begin_row(int64_t i, int64_t, const T*, const T*) {
+    void begin_row(int64_t i, int64_t, const typename PairTiles<T>::RowDistances&) {
       for (int64_t j = 0; j < cols_; ++j) row_grad_[j] = op_.at(i0_ + i, j0_ + j);
       if (op_.symmetric)
         for (int64_t j = 0; j < cols_; ++j) row_grad_[j] += op_.at(j0_ + j, i0_ + i);

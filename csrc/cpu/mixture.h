@@ -60,7 +60,7 @@ struct MixtureOp {
   using Mask = typename S::Mask;
   using M = VectorMath<T>;
   static constexpr bool kGradient = kGradientWanted;
-  static constexpr bool kStores = false;
+  static constexpr bool kStores = false, kRests = false;
   static constexpr int kUsed = kAll ? kShapes : 1;
 
   MixtureData<T>& data;
@@ -81,16 +81,16 @@ struct MixtureOp {
       for (int k = 0; k < ALA_MIXTURE_PHI; ++k) phi_[k] = S::set(data_.phi[k]);
     }
 
-    ALA_HD void begin_row(int64_t i, int64_t first, const T* distance, const T* inverse) {
+    ALA_HD void begin_row(int64_t i, int64_t first, const typename PairTiles<T>::RowDistances& row) {
       row_ = i0_ + i;
       if constexpr (!kPhi)
         for (int64_t v = first; v < cols_; v += S::kLanes) {
-          const V d = S::load(distance + v);
+          const V d = S::load(row.distance + v);
           V value, slope;
           if (__builtin_expect(data_.negatives.covers(d), 1)) {
             data_.negatives.evaluate(d, value, slope);
           } else {
-            const auto f = decreasing_shapes<M, kAll>(d, S::load(inverse + v));
+            const auto f = decreasing_shapes<M, kAll>(d, S::load(row.inverse + v));
             value = mix(phi_ + kShapes, f.value);
             slope = mix(phi_ + kShapes, f.slope);
           }

@@ -3,14 +3,15 @@
 //
 // An op is a class with a nested `Tile` (one per tile, on the stack):
 //   Tile(op, I, J, i0, j0, rows, cols, diagonal)   I, J: block numbers; diagonal: rows and columns are the
-//   same points begin_row(i, first, distance, inverse)          i: row inside the tile; pairs from lane
+//   same points begin_row(i, first, distances)                  i: row inside the tile; pairs from lane
 //   `first` V pair<kMasked>(d, inverse, v, valid)          lanes v ... of the row: adds to the op's sums,
 //   returns G = slope / d
 //                                                  times the pair's weight; lanes outside `valid` must not
 //                                                  count
 //   end_row(i)
 //   finish(tile)                                   after the last row; `tile` holds what pair() returned
-// and constants kStores (finish reads the tile) and kGradient (the G of the tile are multiplied out).
+// and constants kStores (finish reads the tile), kGradient (the G of the tile are multiplied out) and kRests
+// (distances have rests).
 #pragma once
 
 #include <cstdint>
@@ -32,23 +33,26 @@ namespace ALA_ISA {
 // finish() turns into rowsum(G) x.
 template <class T>
 struct GradientSink {
-  T* out = nullptr;  // [count, dims]; NULL: not wanted
+  static constexpr int64_t kChunk = 256;  // rows of one item of work
+  T* out = nullptr;                       // [count, dims]; NULL: not wanted
   double* weight_sums = nullptr;
 
   void allocate(T* destination, const Points<T>& points, Arena& arena) {
     out = destination;
     if (out) weight_sums = arena.array<double>(points.padded);
   }
-  void clear(const Points<T>& points) {
+  void clear(const Points<T>& points, const Workers& workers) {
     if (!out) return;
-    std::memset(out, 0, static_cast<size_t>(points.count * points.dims) * sizeof(T));
     std::memset(weight_sums, 0, static_cast<size_t>(points.padded) * sizeof(double));
+    workers.run((points.count + kChunk - 1) / kChunk, [&](int64_t c, int64_t) {
+      const int64_t first = c * kChunk, rows = smaller(kChunk, points.count - first);
+      std::memset(out + first * points.dims, 0, static_cast<size_t>(rows * points.dims) * sizeof(T));
+    });
   }
   void finish(const Points<T>& points, const Workers& workers) {
     if (!out) return;
-    constexpr int64_t chunk = 256;
-    workers.run((points.count + chunk - 1) / chunk, [&](int64_t c, int64_t) {
-      for (int64_t i = c * chunk; i < smaller(points.count, (c + 1) * chunk); ++i) {
+    workers.run((points.count + kChunk - 1) / kChunk, [&](int64_t c, int64_t) {
+      for (int64_t i = c * kChunk; i < smaller(points.count, (c + 1) * kChunk); ++i) {
         const T sum = static_cast<T>(weight_sums[i]);
         T* to = out + i * points.dims;
         const T* from = points.row(i);
@@ -101,7 +105,7 @@ class PairTiles {
       grad_y = grad_x;
     else
       grad_y.allocate(gy, y, arena);
-    products_.allocate(y, workers.slots(), arena);
+    products_.allocate(y, row_block, col_block, workers.slots(), arena);
     scratch_ = arena.array<T>(workers.slots() * kScratch);
   }
 
@@ -112,20 +116,22 @@ class PairTiles {
   }
 
   void pack(const ala_matrix& mx, const ala_matrix& my, const Workers& workers) {
-    x.pack(mx, workers);
-    if (!symmetric) y.pack(my, workers);
-    products_.pack(y, workers);
+    products_.forget();
+    if (!symmetric) x.pack(mx, workers);
+    y.pack(symmetric ? mx : my, workers, [&](int64_t p) { products_.pack_panel(y, p); });
   }
 
   template <class Op>
   void visit(Op& op, const Workers& workers) {
     if (Op::kGradient) {
-      grad_x.clear(x);
-      if (!symmetric) grad_y.clear(y);
+      grad_x.clear(x, workers);
+      if (!symmetric) grad_y.clear(y, workers);
     }
     const auto body = [&](int64_t I, int64_t J, int64_t slot) { visit_tile(op, I, J, slot); };
     if (symmetric)
       visit_symmetric(row_blocks(), workers, body, group_size(row_blocks()));
+    else if (x.count > 0 && y.count > 0 && !(Op::kGradient && grad_y.out))
+      visit_rows(row_blocks(), col_blocks(), workers, body);
     else if (x.count > 0 && y.count > 0)
       visit_rectangular(row_blocks(), col_blocks(), workers, body);
     if (Op::kGradient) {
@@ -133,6 +139,15 @@ class PairTiles {
       if (!symmetric) grad_y.finish(y, workers);
     }
   }
+
+  // Distances of one row of a tile; bit l of close[v / kLanes]: lane v + l is a near pair. In steps of their
+  // own, so that the long chains of dependent operations of several registers overlap.
+  struct RowDistances {
+    alignas(64) T distance[Square::kSide];
+    alignas(64) T inverse[Square::kSide];
+    alignas(64) T rest[Square::kSide];  // of the distance: what its rounding has cut off; for ops with kRests
+    uint32_t close[Square::kSide / S::kLanes];
+  };
 
  private:
   static constexpr int64_t kScratch = int64_t{Square::kSide} * Square::kStride;
@@ -177,8 +192,8 @@ class PairTiles {
       const int self = diagonal ? static_cast<int>(i) : -1;
       const int first = diagonal ? self / S::kLanes * S::kLanes : 0;
       if (Op::kGradient) std::memset(row, 0, static_cast<size_t>(first) * sizeof(T));
-      measure(i0 + i, j0, first, static_cast<int>(cols), self, row, near_row);
-      state.begin_row(i, first, near_row.distance, near_row.inverse);
+      measure<Op::kRests>(i0 + i, j0, first, static_cast<int>(cols), self, row, near_row);
+      state.begin_row(i, first, near_row);
       V row_weight{};
       int v = first;
       const int full = static_cast<int>(cols / S::kLanes * S::kLanes);
@@ -201,23 +216,14 @@ class PairTiles {
     }
     state.finish(tile);
     if (!Op::kGradient) return;
-    if (to_x && far_pairs > 0)
-      products_.template subtract_product<false>(tile, rows, cols, diagonal, y, j0, to_x + i0 * x.dims, slot);
-    if (to_y) {
+    if (to_y)
       for (int64_t j = 0; j < cols; ++j) grad_y.weight_sums[j0 + j] += static_cast<double>(col_weights[j]);
-      if (far_pairs > 0)
-        products_.template subtract_product<true>(tile, rows, cols, diagonal, x, i0, to_y + j0 * y.dims,
-                                                  slot);
-    }
+    if (far_pairs == 0) return;
+    if (diagonal) Square::mirror(tile, rows);  // both ends of its pairs at once
+    if (to_x) products_.template subtract_product<false>(tile, rows, cols, y, j0, to_x + i0 * x.dims, slot);
+    if (to_y && !diagonal)
+      products_.template subtract_product<true>(tile, rows, cols, x, i0, to_y + j0 * y.dims, slot);
   }
-
-  // Distances of one row of a tile; bit l of close[v / kLanes]: lane v + l is a near pair. In steps of their
-  // own, so that the long chains of dependent operations of several registers overlap.
-  struct RowDistances {
-    alignas(64) T distance[Square::kSide];
-    alignas(64) T inverse[Square::kSide];
-    uint32_t close[Square::kSide / S::kLanes];
-  };
 
   static ALA_HD Mask valid_lanes(int v, int cols, int self) {
     using Int = typename S::Int;
@@ -226,6 +232,7 @@ class PairTiles {
     return S::both(valid, S::less_int(S::set_int(static_cast<Int>(self)), lane));
   }
 
+  template <bool kRests>
   ALA_HD void measure(int64_t i, int64_t j0, int first, int cols, int self, const T* dots,
                       RowDistances& to) const {
     using M = VectorMath<T>;
@@ -241,8 +248,12 @@ class PairTiles {
       }
       to.close[v / S::kLanes] = close;
       const V inverse = M::reciprocal_sqrt(M::max(square, M::set(kSmallestSquare)));
+      const V half = T(0.5) * inverse;
+      V d = square * inverse;
+      d += (square - d * d) * half;  // what the inverse lacks
       S::store(to.inverse + v, inverse);
-      S::store(to.distance + v, square * inverse);
+      S::store(to.distance + v, d);
+      if constexpr (kRests) S::store(to.rest + v, (square - d * d) * half);
     }
   }
 

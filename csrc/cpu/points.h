@@ -140,6 +140,12 @@ struct Points {
   }
 
   void pack(const ala_matrix& m, const Workers& workers) {
+    pack(m, workers, [](int64_t) {});
+  }
+
+  // also(p) after panel p, which is in the caches then
+  template <class Also>
+  void pack(const ala_matrix& m, const Workers& workers, const Also& also) {
     workers.run(padded / kPanel, [&](int64_t p, int64_t) {
       for (int64_t i = p * kPanel; i < (p + 1) * kPanel; ++i) {
         typename S::V sum{};
@@ -157,6 +163,7 @@ struct Points {
         norms[i] = S::sum(sum);
       }
       if (panels) pack_panel(p);
+      also(p);
     });
   }
 

@@ -46,7 +46,20 @@ void visit_symmetric(int64_t blocks, const Workers& workers, const Body& body, i
     });
 }
 
-// Every row block against every column block: rounds are the diagonals of a Latin square.
+// Every row block against every column block, where only sums of row blocks are kept. A row block meets the
+// column blocks from first to last for any number of threads.
+template <class Body>
+void visit_rows(int64_t row_blocks, int64_t col_blocks, const Workers& workers, const Body& body) {
+  if (workers.slots() == 1)  // a column block stays in the caches
+    for (int64_t J = 0; J < col_blocks; ++J)
+      for (int64_t I = 0; I < row_blocks; ++I) body(I, J, int64_t{0});
+  else
+    workers.run(row_blocks, [&](int64_t I, int64_t slot) {
+      for (int64_t J = 0; J < col_blocks; ++J) body(I, J, slot);
+    });
+}
+
+// The same where column blocks have sums too: rounds are the diagonals of a Latin square.
 template <class Body>
 void visit_rectangular(int64_t row_blocks, int64_t col_blocks, const Workers& workers, const Body& body) {
   const int64_t side = row_blocks > col_blocks ? row_blocks : col_blocks;

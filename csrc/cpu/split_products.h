@@ -49,30 +49,42 @@ class SplitProducts {
     Session& operator=(const Session&) = delete;
   };
 
-  void allocate(const Points<float>& y, int64_t slots, Arena& arena) {
+  // row_block, col_block: the most rows and columns of a tile.
+  void allocate(const Points<float>& y, int64_t row_block, int64_t col_block, int64_t slots, Arena& arena) {
     dim_steps_ = round_up(y.dims, kDeep) / kDeep;
     columns_ = arena.array<Word>(y.padded / kPanel * dim_steps_ * kStep);
-    scratch_ = arena.array<Word>(slots * kScratch);
+    const int64_t steps = round_up(row_block > col_block ? row_block : col_block, kDeep) / kDeep;
+    weights_ = steps * steps * kStep;
+    rows_ = steps * smaller(dim_steps_, kDotSteps) * kStep;
+    right_ = steps * (keeps() ? dim_steps_ : 1) * kStep;
+    scratch_ = arena.array<Word>(slots * scratch_size());
+    kept_ = arena.array<Kept>(slots);
+    slots_ = slots;
   }
 
-  void pack(const Points<float>& y, const Workers& workers) {
-    workers.run(y.padded / kPanel, [&](int64_t p, int64_t) {
-      for (int64_t s = 0; s < dim_steps_; ++s)
-        pack_step<true>(columns_ + (p * dim_steps_ + s) * kStep, [&](int half, int l) {
-          const float* from = y.row(p * kPanel + half * kHalf + l) + y.offset(s * kDeep);
-          return Pair{S::load(from), S::load(from + kHalf)};
-        });
-    });
+  void pack_panel(const Points<float>& y, int64_t p) {
+    for (int64_t s = 0; s < dim_steps_; ++s)
+      pack_step<true>(columns_ + (p * dim_steps_ + s) * kStep, [&](int half, int l) {
+        const float* from = y.row(p * kPanel + half * kHalf + l) + y.offset(s * kDeep);
+        return Pair{S::load(from), S::load(from + kHalf)};
+      });
+  }
+
+  // The points are new: nothing of them is packed.
+  void forget() {
+    for (int64_t slot = 0; slot < slots_; ++slot) kept_[slot] = Kept{};
   }
 
   // As in tile.h, where what is not explained here is.
   void dot_products(const Points<float>& x, int64_t i0, int64_t rows, const Points<float>&, int64_t j0,
                     int64_t cols, float* tile, bool upper, int64_t slot) const {
-    Word* left = scratch_ + slot * kScratch;
+    Word* left = scratch_ + slot * scratch_size() + weights_;
+    const bool there = keeps() && kept_[slot].left == x.row(i0);
+    kept_[slot].left = x.row(i0);
     int64_t s0 = 0;
     do {
       const int64_t steps = smaller(kDotSteps, dim_steps_ - s0);
-      for (int64_t i = 0; i < rows; i += kPanel)
+      for (int64_t i = 0; i < rows && !there; i += kPanel)
         for (int64_t s = 0; s < steps; ++s)
           pack_step<false>(left + (i / kPanel * steps + s) * kStep, [&](int half, int l) {
             const float* from = x.row(i0 + i + half * kHalf + l) + x.offset((s0 + s) * kDeep);
@@ -90,17 +102,16 @@ class SplitProducts {
   // to[r, :] -= sum over k of weight(r, k) * from_k, with weight(r, k) = tile[r, k], or tile[k, r] if
   // kTransposed; from_k: point first + k. Columns of the tile are 0 from `cols` to a whole register.
   template <bool kTransposed>
-  void subtract_product(float* tile, int64_t rows, int64_t cols, bool upper, const Points<float>& from,
-                        int64_t first, float* to, int64_t slot) const {
+  void subtract_product(float* tile, int64_t rows, int64_t cols, const Points<float>& from, int64_t first,
+                        float* to, int64_t slot) const {
     clear_margins(tile, rows, cols);
     const int64_t count = kTransposed ? cols : rows;
     const int64_t steps = round_up(kTransposed ? rows : cols, kDeep) / kDeep;
-    Word* const left = scratch_ + slot * kScratch;
-    Word* const right = left + kLeft;
-    const auto first_step = [&](int64_t r) { return upper && !kTransposed ? r / kDeep : 0; };
-    const auto end_step = [&](int64_t r) { return upper && kTransposed ? r / kDeep + 1 : steps; };
+    Word* const left = scratch_ + slot * scratch_size();
+    bool there = false;
+    Word* right = left + weights_ + rows_ + (keeps() ? kept_[slot].find(from.row(first), there) * right_ : 0);
     for (int64_t r = 0; r < count; r += kPanel)
-      for (int64_t s = first_step(r); s < end_step(r); ++s)
+      for (int64_t s = 0; s < steps; ++s)
         pack_step<kTransposed>(left + (r / kPanel * steps + s) * kStep, [&](int half, int l) {
           if constexpr (kTransposed) {
             const float* at = tile + (s * kDeep + l) * Square::kStride + r + half * kHalf;
@@ -110,8 +121,8 @@ class SplitProducts {
             return Pair{S::load(at), S::load(at + kHalf)};
           }
         });
-    for (int64_t n = 0; n < from.dims; n += kPanel) {
-      for (int64_t s = 0; s < steps; ++s)
+    for (int64_t n = 0; n < from.dims; n += kPanel, right += keeps() ? steps * kStep : 0) {
+      for (int64_t s = 0; s < steps && !there; ++s)
         pack_step<false>(right + s * kStep, [&](int half, int l) {
           const int64_t k = first + s * kDeep + l, at = from.offset(n) + half * kHalf;
           return Pair{S::load(from.row(k) + at), S::load(from.row(k + kHalf) + at)};
@@ -124,9 +135,7 @@ class SplitProducts {
           __builtin_prefetch(out + i * from.dims + kHalf, 1);
         }
         alignas(64) float product[kPanel * kPanel];
-        const int64_t s = first_step(r);
-        multiply(left + (r / kPanel * steps + s) * kStep, right + s * kStep, end_step(r) - s, product, kPanel,
-                 true);
+        multiply(left + r / kPanel * steps * kStep, right, steps, product, kPanel, true);
         subtract(product, height, width, out, from.dims);
       }
     }
@@ -177,8 +186,8 @@ class SplitProducts {
   }
   static ALA_HD void store(Word* to, V words) { S::store(reinterpret_cast<float*>(to), words); }
 
-  // c (=, +=) left right, a panel high and wide. Of three parts the six largest products, small ones first;
-  // of two the three largest.
+  // c (=, +=) left right, a panel high and wide. Of three parts the six largest products; small ones first,
+  // those of all steps, so that few additions round at the size of the sum. Of two parts the three largest.
   template <int kParts = 3>
   static void multiply(const Word* a, const Word* b, int64_t steps, float* c, int64_t stride, bool first) {
     const int64_t c_bytes = stride * static_cast<int64_t>(sizeof(float));
@@ -195,7 +204,6 @@ class SplitProducts {
       _tile_loadd(2, below, c_bytes);
       _tile_loadd(3, below + kHalf, c_bytes);
     }
-    for (int64_t s = 0; s < steps; ++s, a += kParts * kPart, b += kParts * kPart) {
 #define ALA_LEFT(part)                            \
   _tile_loadd(4, a + (2 * part) * kRegister, 64); \
   _tile_loadd(5, a + (2 * part + 1) * kRegister, 64)
@@ -207,7 +215,8 @@ class SplitProducts {
   _tile_dpbf16ps(1, 4, 7); \
   _tile_dpbf16ps(2, 5, 6); \
   _tile_dpbf16ps(3, 5, 7)
-      if constexpr (kParts == 2) {
+    if constexpr (kParts == 2) {
+      for (int64_t s = 0; s < steps; ++s, a += 2 * kPart, b += 2 * kPart) {
         ALA_LEFT(1);
         ALA_RIGHT(0);
         ALA_PRODUCT();
@@ -215,7 +224,9 @@ class SplitProducts {
         ALA_PRODUCT();
         ALA_RIGHT(1);
         ALA_PRODUCT();
-      } else {
+      }
+    } else {
+      for (int64_t s = 0; s < steps; ++s, a += kStep, b += kStep) {
         ALA_LEFT(2);
         ALA_RIGHT(0);
         ALA_PRODUCT();
@@ -228,13 +239,18 @@ class SplitProducts {
         ALA_PRODUCT();
         ALA_RIGHT(0);
         ALA_PRODUCT();
+      }
+      for (int64_t s = 0; s < steps; ++s) {
+        a -= kStep;
+        b -= kStep;
         ALA_LEFT(0);
+        ALA_RIGHT(0);
         ALA_PRODUCT();
       }
+    }
 #undef ALA_LEFT
 #undef ALA_RIGHT
 #undef ALA_PRODUCT
-    }
     _tile_stored(0, c, c_bytes);
     _tile_stored(1, c + kHalf, c_bytes);
     _tile_stored(2, below, c_bytes);
@@ -244,9 +260,28 @@ class SplitProducts {
 
  private:
   static constexpr int64_t kStep = 3 * kPart;
-  static constexpr int64_t kDotSteps = 4;                   // keeps a pair of panels in L1
-  static constexpr int64_t kSteps = Square::kSide / kDeep;  // of a tile
-  static constexpr int64_t kLeft = kSteps * kSteps * kStep, kScratch = kLeft + kSteps * kStep;
+  static constexpr int64_t kDotSteps = 4;  // keeps a pair of panels in L1
+
+  // Blocks of points that a slot has packed, named by their first row: the next tile often shares one.
+  struct Kept {
+    const float* left = nullptr;
+    const float* right[2] = {nullptr, nullptr};
+    int64_t last = 0;
+
+    // Place of the block as a right operand; `there`: it is packed already. Else the older one makes room.
+    int64_t find(const float* block, bool& there) {
+      there = right[0] == block || right[1] == block;
+      last = there ? right[1] == block : 1 - last;
+      right[last] = block;
+      return last;
+    }
+    char pad[32];  // a cache line each
+  };
+  static_assert(sizeof(Kept) == 64, "slots must not share a line");
+
+  // Few dimensions: whole blocks of points stay packed.
+  bool keeps() const { return dim_steps_ <= kDotSteps; }
+  int64_t scratch_size() const { return weights_ + rows_ + (keeps() ? 2 : 1) * right_; }
 
   // Whole panels are read: what lies outside rows and cols counts as 0.
   static void clear_margins(float* tile, int64_t rows, int64_t cols) {
@@ -268,9 +303,12 @@ class SplitProducts {
     }
   }
 
-  int64_t dim_steps_ = 0;
+  int64_t dim_steps_ = 0, slots_ = 0;
   Word* columns_ = nullptr;  // y as a right operand, [panels, steps]
+  // For each slot a tile of weights and a block of points as left operands, and points as right operands.
   Word* scratch_ = nullptr;
+  int64_t weights_ = 0, rows_ = 0, right_ = 0;  // their words
+  Kept* kept_ = nullptr;
 };
 
 }  // namespace ALA_ISA

@@ -90,10 +90,10 @@ struct Tile {
   }
 
   // to[r, :] -= sum over k of weight(r, k) * from[k, :], `dims` wide, with weight(r, k) = tile[r, k], or
-  // tile[k, r] if kTransposed. `from`: a row of sliced points. upper: tile[i, j] = 0 for j <= i.
+  // tile[k, r] if kTransposed. `from`: a row of sliced points.
   template <bool kTransposed>
-  static void subtract_product(const T* tile, int64_t rows, int64_t depth, const T* from, T* to, int64_t dims,
-                               bool upper) {
+  static void subtract_product(const T* tile, int64_t rows, int64_t depth, const T* from, T* to,
+                               int64_t dims) {
     constexpr int row_stride = kTransposed ? 1 : kStride, step = kTransposed ? kStride : 1;
     for (int64_t n = 0; n < dims; n += kPanel, from += Points<T>::kSlice) {
       const int64_t width = smaller(kPanel, dims - n);
@@ -107,10 +107,7 @@ struct Tile {
           if (n + kPanel < dims)
             for (int64_t k = r * depth / rows; k < (r + kM) * depth / rows; ++k)
               prefetch<1>(from + Points<T>::kSlice + k * kPanel, 0);
-          const int64_t first = upper && !kTransposed ? r : 0;
-          const int64_t end = upper && kTransposed ? smaller(r + kM, depth) : depth;
-          multiply<kM, row_stride, step>(tile + r * row_stride + first * step, from + first * kPanel, kPanel,
-                                         end - first, acc);
+          multiply<kM, row_stride, step>(tile + r * row_stride, from, kPanel, depth, acc);
           subtract<kM>(acc, to + r * dims + n, dims, width);
         }
       };
@@ -120,6 +117,23 @@ struct Tile {
       rows_of(Count<2>{});
       rows_of(Count<1>{});
     }
+  }
+
+  // tile[j, i] = tile[i, j] for i < j < count, where all else in `count` rows and whole registers is 0.
+  static void mirror(T* tile, int64_t count) {
+    const int64_t width = (count + kLanes - 1) / kLanes * kLanes;
+    for (int64_t i = count; i < width; ++i)
+      std::memset(tile + i * kStride, 0, static_cast<size_t>(width) * sizeof(T));
+    for (int64_t i = 0; i < width; i += kLanes)
+      for (int64_t j = i; j < width; j += kLanes) {
+        V block[kLanes];
+        for (int l = 0; l < kLanes; ++l) block[l] = S::load(tile + (i + l) * kStride + j);
+        S::transpose(block);
+        for (int l = 0; l < kLanes; ++l) {
+          T* to = tile + (j + l) * kStride + i;
+          S::store(to, i == j ? S::load(to) + block[l] : block[l]);
+        }
+      }
   }
 
  private:
@@ -182,17 +196,18 @@ class RegisterProducts {
   static constexpr Layout kLayout = Layout::kTiles;
   struct Session {};
 
-  void allocate(const Points<T>&, int64_t, Arena&) {}
-  void pack(const Points<T>&, const Workers&) {}
+  void allocate(const Points<T>&, int64_t, int64_t, int64_t, Arena&) {}
+  void pack_panel(const Points<T>&, int64_t) {}
+  void forget() {}
   void dot_products(const Points<T>& x, int64_t i0, int64_t rows, const Points<T>& y, int64_t j0,
                     int64_t cols, T* tile, bool upper, int64_t) const {
     Square::dot_products(x, i0, rows, y, j0, cols, tile, upper);
   }
   template <bool kTransposed>
-  void subtract_product(const T* tile, int64_t rows, int64_t cols, bool upper, const Points<T>& from,
-                        int64_t first, T* to, int64_t) const {
+  void subtract_product(const T* tile, int64_t rows, int64_t cols, const Points<T>& from, int64_t first,
+                        T* to, int64_t) const {
     Square::template subtract_product<kTransposed>(tile, kTransposed ? cols : rows, kTransposed ? rows : cols,
-                                                   from.row(first), to, from.dims, upper);
+                                                   from.row(first), to, from.dims);
   }
 };
 

@@ -125,8 +125,10 @@ struct VectorMath {
 #endif
   }
 
-  // For x <= 88 (float) or 709 (double); far below, the smallest normal number instead of 0.
-  static ALA_HD V exp(V x) {
+  // For x <= 88 (float) or 709 (double); far below, the smallest normal number instead of 0. Of x + rest,
+  // with |rest| a few units in the last place of x.
+  static ALA_HD V exp(V x) { return exp(x, V{}); }
+  static ALA_HD V exp(V x, V rest) {
     constexpr int bits = Lane<T>::kMantissaBits;
     x = max(x, set(kFloat ? -87.3 : -708.3));
     const V magic =
@@ -135,6 +137,7 @@ struct VectorMath {
     const V n = shifted - magic;
     V r = x - n * set(kFloat ? 0.693359375 : 6.93145751953125e-1);
     r = r - n * set(kFloat ? -2.12194440e-4 : 1.42860682030941723212e-6);
+    r += rest;
     V p;
     if constexpr (kFloat) {  // Cephes' minimax polynomial of (exp(r) - 1 - r) / r^2
       p = polynomial(r, {5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3,
@@ -144,7 +147,7 @@ struct VectorMath {
           r, {0.5, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0, 1.0 / 5040.0, 1.0 / 40320.0,
               1.0 / 362880.0, 1.0 / 3628800.0, 1.0 / 39916800.0, 1.0 / 479001600.0, 1.0 / 6227020800.0});
     }
-    p = p * (r * r) + (r + set(1));
+    p = (p * (r * r) + r) + set(1);
     return p * S::from_bits((S::bits(shifted) << bits) + S::bits(set(1)));
   }
 

@@ -59,8 +59,12 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   if (shared_bytes > 48 * 1024) {  // above the default a kernel must ask
-    const auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(shared_bytes));
+    auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       static_cast<int>(shared_bytes));
+    if (status != cudaSuccess) return status;
+    // of the SM's cache so much that as many blocks fit as the bounds count on
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared);
     if (status != cudaSuccess) return status;
   }
   const auto grid = static_cast<unsigned>(blocks);
@@ -102,6 +106,19 @@ __device__ inline T warp_sum(T value) {
   return value;
 }
 
+// a * b, rounded whatever is added to it: where the rounding is accounted for, no compiler may fuse the two.
+__device__ inline float rounded_product(float a, float b) {
+  return __fmul_rn(a, b);
+}
+__device__ inline double rounded_product(double a, double b) {
+  return __dmul_rn(a, b);
+}
+__device__ inline float multiply_add(float a, float b, float c) {
+  return ::fmaf(a, b, c);
+}
+__device__ inline double multiply_add(double a, double b, double c) {
+  return ::fma(a, b, c);
+}
 __device__ inline float reciprocal_root(float x) {
   return rsqrtf(x);
 }

@@ -5,41 +5,49 @@ namespace ala::cuda {
 
 // From m and sum exp(z - m) of negatives and positives to lse = log(1 + sum exp z), positives first.
 template <class T>
-__global__ void __launch_bounds__(kRowThreads) focal_log_sums(const T* values, int64_t n, T* lse) {
+__global__ void __launch_bounds__(kRowThreads) focal_log_sums(const T* values, int64_t n, double* lse) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
   if (i >= n) return;
   for (int kind = 0; kind < 2; ++kind) {
-    const T most = values[4 * i + 2 * kind], sum = values[4 * i + 2 * kind + 1];
-    lse[2 * i + 1 - kind] = most == T(0) ? ::log1p(sum) : most + ::log(::exp(-most) + sum);
+    const T* from = values + 6 * i + 3 * kind;
+    const double most = from[0], sum = static_cast<double>(from[1]) + static_cast<double>(from[2]);
+    lse[2 * i + 1 - kind] = most == 0 ? ::log1p(sum) : most + ::log(::exp(-most) + sum);
   }
 }
 
+// The loss of every anchor, and lse as the gradients read it.
 template <class T>
 __global__ void __launch_bounds__(kRowThreads)
-    focal_loss(const T* lse, const double* phi, int64_t n, T* loss) {
+    focal_loss(const double* lse, const double* phi, int64_t n, T* loss, Split<T>* parts) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
-  if (i < n) loss[i] = lse[2 * i] / static_cast<T>(phi[0]) + lse[2 * i + 1] / static_cast<T>(phi[1]);
+  if (i >= n) return;
+  const double p[2] = {static_cast<double>(static_cast<T>(phi[0])),
+                       static_cast<double>(static_cast<T>(phi[1]))};
+  if (loss) loss[i] = static_cast<T>(lse[2 * i] / p[0] + lse[2 * i + 1] / p[1]);
+  for (int kind = 0; kind < 2; ++kind) parts[2 * i + kind] = split<T>(lse[2 * i + kind]);
 }
 
-// d/dphi of lse / phi: the softmax mean of +-(d - offset) over phi, less lse / phi^2. One block.
+// d/dphi of lse / phi, from the sums of FocalOp. A block for each. (With the bound of two blocks; without
+// one ptxas spilled for the sake of more.)
 template <class T>
-__global__ void __launch_bounds__(kFinishThreads)
-    focal_phi(const double* total, const T* lse, const T* weights, const double* phi, int64_t n,
+__global__ void __launch_bounds__(kFinishThreads, 2)
+    focal_phi(const double* total, const double* lse, const T* weights, const double* phi, int64_t n,
               T* grad_phi) {
   ALA_SHARED(memory);
-  auto* sums = reinterpret_cast<double*>(memory);  // [2][threads]
-  double mine[2] = {0, 0};
-  for (int64_t i = threadIdx.x; i < n; i += kFinishThreads)
-    for (int k = 0; k < 2; ++k)
-      mine[k] += static_cast<double>(lse[2 * i + k]) * (weights ? static_cast<double>(weights[i]) : 1.0);
-  for (int k = 0; k < 2; ++k) sums[k * kFinishThreads + threadIdx.x] = mine[k];
+  auto* sums = reinterpret_cast<double*>(memory);  // [threads]
+  const int64_t k = blockIdx.x;
+  double mine = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kFinishThreads) {
+    const double log_sum = lse[2 * i + k];
+    mine += log_sum * ::exp(-log_sum) * (weights ? static_cast<double>(weights[i]) : 1.0);
+  }
+  sums[threadIdx.x] = mine;
   __syncthreads();
-  if (threadIdx.x >= 2) return;
-  const int k = static_cast<int>(threadIdx.x);
+  if (threadIdx.x != 0) return;
   double all = 0;
-  for (int t = 0; t < kFinishThreads; ++t) all += sums[k * kFinishThreads + t];
+  for (int t = 0; t < kFinishThreads; ++t) all += sums[t];
   const double p = static_cast<double>(static_cast<T>(phi[k]));
-  grad_phi[k] = static_cast<T>((k == 0 ? total[k] : -total[k]) / p - all / (p * p));
+  grad_phi[k] = static_cast<T>((total[k] - all) / (p * p));
 }
 
 template <class T>
@@ -49,28 +57,30 @@ void focal_weighting(Run& run, const ala_focal_weighting_request& r) {
   points.x_labels = r.x_labels;
   points.y_labels = points.symmetric ? r.x_labels : r.y_labels;
   const int64_t n = points.x.count, blocks = ceil_div<int64_t>(n, kRowThreads);
-  const T offset = static_cast<T>(r.offset);
   const auto* weights = static_cast<const T*>(r.weights);
-  T* lse = r.lse ? static_cast<T*>(r.lse) : run.memory.array<T>(2 * n);
+  auto* lse = r.lse ? static_cast<double*>(r.lse) : run.memory.array<double>(2 * n);
+  auto* parts = run.memory.array<Split<T>>(2 * n);
   if (!r.lse_given) {
-    T* values = run.memory.array<T>(4 * n);
-    run_pass(run, points.pairs(), LogSumOp<T>{r.phi, offset}, Results<T>{values, nullptr, nullptr});
+    T* values = run.memory.array<T>(6 * n);
+    run_pass(run, points.pairs(), LogSumOp<T>{r.phi, r.offset}, Results<T>{values, nullptr, nullptr});
     run.start(focal_log_sums<T>, blocks, kRowThreads, 0, values, n, lse);
   }
-  if (r.loss) run.start(focal_loss<T>, blocks, kRowThreads, 0, lse, r.phi, n, static_cast<T*>(r.loss));
-  const T* col_lse = points.symmetric ? lse : nullptr;
+  run.start(focal_loss<T>, blocks, kRowThreads, 0, lse, r.phi, n, static_cast<T*>(r.loss), parts);
+  const Split<T>* col_lse = points.symmetric ? parts : nullptr;
   const Results<T> results{nullptr, static_cast<T*>(r.grad_x),
                            r.grad_phi ? run.memory.array<double>(2) : nullptr};
   if (results.total) {
     run.clear(results.total, 16);
-    run_pass(run, points.pairs(), FocalOp<T, true>{r.phi, offset, lse, weights, col_lse, weights}, results);
-    run.start(focal_phi<T>, 1, kFinishThreads, 2 * kFinishThreads * 8, results.total, lse, weights, r.phi, n,
+    run_pass(run, points.pairs(), FocalOp<T, true>{r.phi, r.offset, parts, weights, col_lse, weights},
+             results);
+    run.start(focal_phi<T>, 2, kFinishThreads, kFinishThreads * 8, results.total, lse, weights, r.phi, n,
               static_cast<T*>(r.grad_phi));
   } else if (results.grad) {
-    run_pass(run, points.pairs(), FocalOp<T, false>{r.phi, offset, lse, weights, col_lse, weights}, results);
+    run_pass(run, points.pairs(), FocalOp<T, false>{r.phi, r.offset, parts, weights, col_lse, weights},
+             results);
   }
   if (r.grad_y && !points.symmetric)
-    run_pass(run, points.turned(), FocalOp<T, false>{r.phi, offset, nullptr, nullptr, lse, weights},
+    run_pass(run, points.turned(), FocalOp<T, false>{r.phi, r.offset, nullptr, nullptr, parts, weights},
              Results<T>{nullptr, static_cast<T*>(r.grad_y), nullptr});
 }
 

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     }
     __syncthreads();  // S is complete
 
-    float tile_sums[Op::kSums + 1] = {};
+    float tile_sums[Op::kSums + 1] = {}, tile_row_sum = 0;  // of one tile: rounding grows with its root
     bool any_near = false;
 #pragma unroll 2
     for (int c = 0; c < 32; ++c) {
@@ -88,11 +88,10 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       float g = 0;
       bool near = false;
       if (is_pair) {
-        const float limit = x_square + p.y_square[j];
-        float square = limit - 2 * *place;
+        auto [square, low, limit] = square_of(x_square, p.y_square[j], *place);
         near = square <= static_cast<float>(kNearPair) * limit;
         if (near) {
-          square = 0;
+          square = low = 0;
           for (int k = 0; k < chunks; ++k) {
             const float4 a = tile.x[mine * kChunks + chunk_place(mine, k)];
             const float4 b = y[at * kChunks + chunk_place(at, k)];
@@ -101,10 +100,10 @@ __global__ void __launch_bounds__(kTileThreads, 2)
           }
         }
         const bool positive = p.y_labels && p.y_labels[j] == label;
-        g = op.pair(shared, row, distance_of(square), positive, i, j, p.cols, acc, tile_sums);
+        g = op.pair(shared, row, distance_of(square, low), positive, i, j, p.cols, acc, tile_sums);
       }
       if (Op::kGradient) {
-        if (!near) row_sum += g;
+        if (!near) tile_row_sum += g;
         *place = g;
         const unsigned bits = __ballot_sync(kAllLanes, near);
         if (thread % kWarp == 0) tile.near[at][mine / kWarp] = bits;
@@ -114,6 +113,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 #pragma unroll
     for (int k = 0; k < Op::kSums; ++k) sums[k] += static_cast<double>(tile_sums[k]);
 
+    row_sum += tile_row_sum;
     if constexpr (Op::kGradient) {
       const bool has_near = __syncthreads_or(any_near);  // G is complete
       if (gradient) {

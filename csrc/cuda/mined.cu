@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kMinedThreads)
   const bool inside = a >= 0 && a < x.count && o >= 0 && o < y.count;
   const T square = inside ? warp_square(x.data + a * x.pitch, y.data + o * y.pitch, x.dims, lane) : T(NAN);
   if (lane != 0) return;  // no warp operations below
-  const auto at = distance_of(square);
+  const auto at = distance_of(square, T(0));
   Shapes<M> f;
   if constexpr (kPositive)
     f = ala::ALA_ISA::increasing_shapes<M>(at.d);

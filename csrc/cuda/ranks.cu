@@ -70,7 +70,7 @@ static __global__ void __launch_bounds__(kRowThreads)
   for (int64_t k = lane; k < rows.cols; k += kWarp) {
     const double x = element<double>(rows, i * rows.row_stride + k * rows.col_stride) -
                      element<double>(origin, k * origin.col_stride);
-    const double size = x < 0 ? -x : x;
+    const double size = ::fabs(x);  // no branch: ptxas spilled over it on sm_120
     most = most < size ? size : most;
   }
   for (int step = kWarp / 2; step > 0; step /= 2) {

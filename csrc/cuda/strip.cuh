@@ -50,16 +50,17 @@ __global__ void __launch_bounds__(kStripThreads, sizeof(T) == 8 ? 1 : 2)
   bool used = false;
 
   for (int64_t j0 = begin; j0 < end; j0 += kWarp * kStripUnroll) {
-    T square[kStripUnroll], pull[kStripUnroll];
+    T square[kStripUnroll], low[kStripUnroll], pull[kStripUnroll];
     bool pairs[kStripUnroll], near[kStripUnroll];
     unsigned bits[kStripUnroll];
 #pragma unroll
     for (int u = 0; u < kStripUnroll; ++u) {
       const int64_t j = j0 + u * kWarp + lane;
       pairs[u] = j < end && !(p.symmetric && j == i);
-      const T limit = pairs[u] ? x_square + p.y_square[j] : T(0);
-      square[u] = pairs[u] ? limit - 2 * s[j] : T(1);
-      near[u] = square[u] <= static_cast<T>(kNearPair) * limit;
+      const auto at = pairs[u] ? square_of(x_square, p.y_square[j], s[j]) : Square<T>{1, 0, 0};
+      square[u] = at.value;
+      low[u] = at.low;
+      near[u] = at.value <= static_cast<T>(kNearPair) * at.limit;
       bits[u] = __ballot_sync(kAllLanes, near[u]);
       pull[u] = 0;
     }
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(kStripThreads, sizeof(T) == 8 ? 1 : 2)
       for (unsigned left = bits[u]; left; left &= left - 1) {
         const int l = __ffs(static_cast<int>(left)) - 1;
         const T exact = warp_square(x, p.y + (j0 + u * kWarp + l) * p.pitch, p.dims, lane);
-        if (lane == l) square[u] = exact;
+        if (lane == l) square[u] = exact, low[u] = 0;
       }
 #pragma unroll
     for (int u = 0; u < kStripUnroll; ++u) {
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(kStripThreads, sizeof(T) == 8 ? 1 : 2)
       T g = 0;
       if (pairs[u]) {
         const bool positive = p.y_labels && p.y_labels[j] == label;
-        g = op.pair(shared, row, distance_of(square[u]), positive, i, j, p.cols, acc, sums);
+        g = op.pair(shared, row, distance_of(square[u], low[u]), positive, i, j, p.cols, acc, sums);
       }
       if (Op::kStores) {
         if (j < end) s[j] = g;

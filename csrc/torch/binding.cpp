@@ -313,7 +313,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> focal_weighting(const Tensor&
   Gradients unit(request.x, request.y, request.symmetric, 2, emb_grad, ref_grad, phi_grad, emb);
   unit.attach(request);
   Tensor loss = output(true, {request.x.rows}, emb);
-  Tensor lse = output(true, {request.x.rows, 2}, emb);
+  const int32_t lse_type = emb.is_cuda() ? aoti_torch_dtype_float64() : compute_type(emb);
+  Tensor lse = Tensor::empty({request.x.rows, 2}, lse_type, emb);
   request.loss = loss.mutable_data();
   request.lse = lse.mutable_data();
   ALA_RUN(focal_weighting, request, emb);
@@ -560,4 +561,9 @@ extern "C" ALA_API const char* ala_metric_torch_problem(void) {
 // Why CUDA tensors cannot be served, or NULL. Asks no driver: that would spoil a later fork.
 extern "C" ALA_API const char* ala_metric_torch_cuda_obstacle(void) {
   return ala::cuda_binding::obstacle();
+}
+
+// Whether torch's cuBLAS was found; without it the products are the library's own, several times slower.
+extern "C" ALA_API int32_t ala_metric_torch_finds_cublas(void) {
+  return ala::cuda_binding::finds_cublas();
 }

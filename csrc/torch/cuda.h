@@ -34,6 +34,10 @@ inline const char* obstacle() {
 #endif
 }
 
+inline bool finds_cublas() {
+  return cublasCreate_v2 && cublasSetStream_v2 && cublasSetWorkspace_v2 && cublasSgemm_v2 && cublasDgemm_v2;
+}
+
 #if defined(ALA_WITH_CUDA)
 inline constexpr int kMostDevices = 64;
 inline constexpr int64_t kBlasBytes = 32 << 20;  // cuBLAS asks for this much on Hopper
@@ -57,9 +61,7 @@ class Device {
 class Blas {
  public:
   Blas(int32_t device, void* stream, void* workspace) {
-    if (!cublasCreate_v2 || !cublasSetStream_v2 || !cublasSetWorkspace_v2 || !cublasSgemm_v2 ||
-        !cublasDgemm_v2 || device < 0 || device >= kMostDevices)
-      return;
+    if (!finds_cublas() || device < 0 || device >= kMostDevices) return;
     static thread_local void* handles[kMostDevices] = {};
     if (!handles[device] && cublasCreate_v2(&handles[device]) != 0) {
       handles[device] = nullptr;

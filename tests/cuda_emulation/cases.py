@@ -21,7 +21,7 @@ Array = np.ndarray
 PHI = np.array([1.0, 0.3, 0.2, 0.4, 0.6, 0.9, 0.5, 0.7, 0.25, 0.8])
 FIRST = np.array([1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0])
 FUSED, STRIPS = 1, 2
-# float32: what rounding of |x|^2 + |y|^2 - 2xy leaves, measured 1e-7 to 5e-7. float64: the same in its units.
+# float32: what rounding of |x|^2 + |y|^2 - 2xy leaves, measured 1e-7 to 4e-7. float64: the same in its units.
 TOLERANCE = {"float32": 1e-6, "float64": 1e-13}
 
 
@@ -50,11 +50,23 @@ def empty(kind: str, *shape: int) -> Array:
     return np.full(shape, np.nan, compute(kind))
 
 
-def compare(found: dict[str, Array], wanted: dict[str, Array], tolerance: float) -> None:
+def relative(value: Array, truth: Array) -> float:
+    scale = max(float(np.sqrt((truth**2).sum())), 1e-30)
+    return float(np.sqrt(((value.astype(np.float64) - truth) ** 2).sum())) / scale
+
+
+def compare(
+    found: dict[str, Array],
+    wanted: dict[str, Array],
+    tolerance: float,
+    floor: dict[str, float] | None = None,
+) -> None:
+    least = tolerance
     for name, value in found.items():
         truth = wanted[name]
         scale = max(float(np.sqrt((truth**2).sum())), 1e-30)
-        error = float(np.sqrt(((value.astype(np.float64) - truth) ** 2).sum())) / scale
+        error = relative(value, truth)
+        tolerance = max(least, (floor or {}).get(name, 0))
         # where the truth is 0 to rounding (one lone row), so must be what was found
         small = bool(np.abs(value).max(initial=0) <= tolerance) and scale <= tolerance
         if not (error <= tolerance or small):
@@ -94,22 +106,44 @@ class Case:
         return out if self.ref_labels is None else out | {"y_labels": self.ref_labels}
 
 
-def mixture(lib: Emulated, case: Case, phi: Array = PHI, tolerance: float = 0, want_phi: bool = True) -> None:
+def mixture(lib: Emulated, case: Case, phi: Array = PHI, want_phi: bool = True) -> None:
     out = {"loss": empty(case.kind, case.n), **case.grads(10)}
     if not want_phi:
         del out["grad_phi"]
     lib.call("distance_mixture", case.x, case.y, phi=phi, weights=case.weights, **case.common(), **out)
-    compare(out, oracle.mixture(case.pairs, phi, case.weights.astype(float)), tolerance or case.tolerance)
+    compare(out, oracle.mixture(case.pairs, phi, case.weights.astype(float)), case.tolerance)
 
 
-def focal(lib: Emulated, case: Case, tolerance: float = 0, phi: tuple[float, float] = (2.0, 8.0)) -> None:
+def focal_floor(case: Case, phi: Array, wanted: dict[str, Array]) -> dict[str, float]:
+    """What float32 costs the equations in float64: norms, products (added up one by one) and d in float32.
+
+    Each of the three alone, everything else exact; their effects are added.
+    """
+    p = case.pairs
+    x, y = p.x.astype(np.float32), p.y.astype(np.float32)
+    product = np.zeros(p.d.shape, np.float32)
+    for k in range(x.shape[1]):
+        product += x[:, k, None] * y[:, k]
+    x_square, y_square = (p.x**2).sum(1), (p.y**2).sum(1)
+    norms = x_square.astype(np.float32).astype(float)[:, None] + y_square.astype(np.float32)
+    squares = norms - 2 * (p.x @ p.y.T), x_square[:, None] + y_square - 2.0 * product
+    total = dict.fromkeys(wanted, 0.0)
+    for distances in (p.d.astype(np.float32), *(np.sqrt(np.maximum(square, 0)) for square in squares)):
+        found = oracle.focal(p.at(distances.astype(float)), phi, 0.9, case.weights.astype(float))
+        for name, value in found.items():
+            total[name] += relative(value, wanted[name])
+    return total
+
+
+def focal(
+    lib: Emulated, case: Case, phi: tuple[float, float] = (2.0, 8.0), beyond_float32: bool = False
+) -> None:
     given = np.array(phi)
-    out = {"loss": empty(case.kind, case.n), "lse": empty(case.kind, case.n, 2), **case.grads(2)}
+    out = {"loss": empty(case.kind, case.n), "lse": np.full((case.n, 2), np.nan), **case.grads(2)}
     more = {"phi": given, "offset": 0.9, "weights": case.weights}
     lib.call("focal_weighting", case.x, case.y, **more, **case.common(), **out)
     wanted = oracle.focal(case.pairs, given, 0.9, case.weights.astype(float))
-    # exponents up to phi (d - offset) carry the rounding of d, phi times over
-    compare(out, wanted, tolerance or case.tolerance * max(1.0, max(phi) / 4))
+    compare(out, wanted, case.tolerance, focal_floor(case, given, wanted) if beyond_float32 else None)
     again = case.grads(2)
     lib.call("focal_weighting", case.x, case.y, lse_given=1, lse=out["lse"], **more, **case.common(), **again)
     for name, value in again.items():
@@ -122,12 +156,12 @@ def statistics(lib: Emulated, case: Case) -> None:
     compare(out, {"statistics": oracle.statistics(case.pairs)}, case.tolerance)
 
 
-def distance(lib: Emulated, case: Case, tolerance: float = 0) -> None:
+def distance(lib: Emulated, case: Case) -> None:
     m = case.n if case.y is None else len(case.y)
     out = {"distances": empty(case.kind, case.n, m)}
     lib.call("pairwise_distance", case.x, case.y, **out)
     wanted = np.where(case.pairs.any, case.pairs.d, 0)
-    compare(out, {"distances": wanted}, tolerance or case.tolerance)
+    compare(out, {"distances": wanted}, case.tolerance)
     if case.y is None:
         assert np.array_equal(out["distances"], out["distances"].T), "not symmetric"
     rng = np.random.default_rng(9)
@@ -136,7 +170,7 @@ def distance(lib: Emulated, case: Case, tolerance: float = 0) -> None:
     del grads["grad_phi"]
     lib.call("pairwise_distance_backward", case.x, case.y, grad_distances=grad, **grads)
     grad_x, grad_y = case.pairs.pull(grad.astype(float))
-    compare(grads, {"grad_x": grad_x, "grad_y": grad_y}, tolerance or case.tolerance)
+    compare(grads, {"grad_x": grad_x, "grad_y": grad_y}, case.tolerance)
 
 
 def mined(lib: Emulated, case: Case) -> None:
@@ -294,19 +328,20 @@ def cases() -> Iterator[tuple[str, Callable[[Emulated], None]]]:
         yield f"mixture-tall-{name}", add(mixture, tall, path)
         yield f"mixture-first-{name}", add(mixture, big, path, phi=FIRST, want_phi=False)
         yield f"focal-wide-{name}", add(focal, wide, path, phi=(0.7, 3.0))
-        # near pairs: the promise of the documentation is 1e-3; what is asked here is what was measured, x 10
+        # near pairs: the promise of the documentation is 1e-3
         for gap in (1e-1, 1e-3, 1e-5):
             near = lambda gap=gap: near_case("float32", gap)  # noqa: E731
             for op, go in (("mixture", mixture), ("focal", focal)):
-                yield f"near-{op}-{gap:g}-{name}", add(go, near, path, tolerance=1e-5)
+                yield f"near-{op}-{gap:g}-{name}", add(go, near, path)
         for gap in (1e-3, 0.0):
             lump = lambda gap=gap: collapsed("float32", gap)  # noqa: E731
-            yield f"collapsed-mixture-{gap:g}-{name}", add(mixture, lump, path, tolerance=1e-5)
-            yield f"collapsed-focal-{gap:g}-{name}", add(focal, lump, path, tolerance=1e-5)
-        # phi d has the rounding of d 300 times over, and the gradient of phi is a difference of two terms
-        yield f"huge-focal-{name}", add(focal, big, path, phi=(300.0, 300.0), tolerance=1e-3)
+            yield f"collapsed-mixture-{gap:g}-{name}", add(mixture, lump, path)
+            yield f"collapsed-focal-{gap:g}-{name}", add(focal, lump, path)
+        yield f"large-focal-{name}", add(focal, big, path, phi=(64.0, 64.0))  # the end of its range
+        # far beyond it, exponents carry the rounding of d 300 times over
+        yield f"huge-focal-{name}", add(focal, big, path, phi=(300.0, 300.0), beyond_float32=True)
     near = lambda: near_case("float32", 1e-3)  # noqa: E731
-    yield "near-distance", add(distance, near, 0, tolerance=1e-5)
+    yield "near-distance", add(distance, near, 0)
     yield "ranks-tied-float32", add(ranks, lambda: tied_case("float32"), 0)
     yield "ranks-tied-float16", add(ranks, lambda: tied_case("float16"), 0)
     yield "ranks-near", add(ranks, lambda: near_case("float32", 1e-6), 0)

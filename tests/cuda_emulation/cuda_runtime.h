@@ -96,8 +96,21 @@ inline int __ffs(int bits) {
 inline int __popc(unsigned bits) {
   return __builtin_popcount(bits);
 }
+// As inexact as the hardware may be: up to 2 units in the last place, either way.
 inline float rsqrtf(float x) {
-  return 1.0f / std::sqrt(x);
+  float root = 1.0f / std::sqrt(x);
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const int off = static_cast<int>((bits * 2654435761u >> 16) % 5u) - 2;
+  for (int k = 0; k < 2; ++k)
+    if (k < std::abs(off)) root = std::nextafter(root, off < 0 ? 0.0f : HUGE_VALF);
+  return root;
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+inline double __dmul_rn(double a, double b) {
+  return a * b;
 }
 inline double rsqrt(double x) {
   return 1.0 / std::sqrt(x);

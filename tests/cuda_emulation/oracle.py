@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 Array = np.ndarray
@@ -55,6 +57,12 @@ class Pairs:
         if labels is not None:
             same = labels[:, None] == (labels if ref_labels is None else ref_labels)[None]
             self.positive, self.negative = same & other, ~same & other
+
+    def at(self, distances: Array) -> Pairs:
+        """The same pairs at other distances."""
+        other = copy.copy(self)
+        other.d = distances
+        return other
 
     def pull(self, slope: Array) -> tuple[Array, Array]:
         """Gradients of x and y for dL/dd = slope; symmetric: both roles are in the first."""
