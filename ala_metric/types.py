@@ -77,9 +77,21 @@ class PhiSpec:
         return value + size if self.rule == "additive" else value * math.exp(size)
 
     def allows(self, value: float, size: float) -> bool:
-        """Whether the step stays inside the range (a rounding error of 1e-6 of the range is forgiven)."""
-        slack = 1e-6 * (self.high - self.low)
-        return self.low - slack <= self.step(value, size) <= self.high + slack
+        """Whether the step stays inside the range, up to the rounding errors of :meth:`slack`."""
+        below, above = self.slack()
+        return self.low - below <= self.step(value, size) <= self.high + above
+
+    def slack(self) -> tuple[float, float]:
+        """What is forgiven below low and above high: rounding errors of a walk of float32 steps.
+
+        They are relative to the value where steps multiply: 1e-6 of the bound. Where steps add, they are
+        relative to the widest value: 1e-6 of the range, but never more than 1e-3 of a bound that is not 0.
+        """
+        if self.rule == "multiplicative":
+            return 1e-6 * self.low, 1e-6 * self.high
+        wide = 1e-6 * (self.high - self.low)
+        low, high = (min(wide, 1e-3 * abs(bound)) if bound else wide for bound in (self.low, self.high))
+        return low, high
 
     def clip(self, value: float) -> float:
         """Nearest value inside the range."""
