@@ -62,14 +62,17 @@ class PhiSpec:
 
     def __post_init__(self) -> None:
         if self.rule not in ("additive", "multiplicative"):
-            raise ValueError(f"PhiSpec.rule must be 'additive' or 'multiplicative', got {self.rule!r}")
+            raise ValueError(
+                f"rule of {self.name!r} must be 'additive' or 'multiplicative', got {self.rule!r}"
+            )
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"PhiSpec needs finite low < high, got low={self.low}, high={self.high}")
+            raise ValueError(
+                f"range of {self.name!r} needs finite low < high, got low={self.low}, high={self.high}"
+            )
         if self.rule == "multiplicative" and self.low <= 0:
-            raise ValueError(f"a multiplicative PhiSpec needs low > 0, got low={self.low}")
-
+            raise ValueError(f"multiplicative range of {self.name!r} needs low > 0, got low={self.low}")
         if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"PhiSpec.scale must be positive and finite, got {self.scale}")
+            raise ValueError(f"scale of {self.name!r} must be positive and finite, got {self.scale}")
 
     def step(self, value: float, size: float) -> float:
         """Value after one step of ``size`` times the scale (not clipped to the range)."""

@@ -97,9 +97,9 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         TypeError, ValueError
             For arguments of a wrong type, dtype or shape, NaN or Inf, and labels that are missing.
         """
-        _check_rows(embeddings, labels, "embeddings", "labels")
+        check_rows(embeddings, labels, "embeddings", "labels")
         if ref_emb is not None:
-            _check_rows(ref_emb, ref_labels, "ref_emb", "ref_labels")
+            check_rows(ref_emb, ref_labels, "ref_emb", "ref_labels")
             if indices_tuple is None:
                 _needed(ref_labels)
         elif ref_labels is not None:
@@ -169,7 +169,7 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         return {"loss": term(losses, torch.arange(losses.shape[0], device=losses.device), "element")}
 
 
-def _check_rows(x: Any, labels: Any, name: str, labels_name: str) -> None:
+def check_rows(x: Any, labels: Any, name: str, labels_name: str) -> None:
     """Refuse what is no batch; values, devices and label dtypes are the affair of the ops."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
