@@ -18,6 +18,7 @@ def check_parts(loss: Any, metric: Any, validate: Any, logger: Any) -> None:
     if isinstance(loss, type) or not isinstance(loss, AdaptiveLoss) or not callable(loss):
         raise TypeError(
             f"loss must be callable and have phi, phi_spec, set_phi and statistics (AdaptiveLoss), got {name}"
+            "; losses.AdaptPML(loss) makes one of a loss of pytorch-metric-learning"
         )
     if len(loss.phi_spec) == 0:
         raise ValueError(f"loss must have at least one parameter, {name}.phi_spec is empty")
@@ -25,9 +26,19 @@ def check_parts(loss: Any, metric: Any, validate: Any, logger: Any) -> None:
     if not callable(metric) or not isinstance(getattr(metric, "higher_is_better", None), bool):
         raise TypeError(f"metric must be callable with a bool attribute higher_is_better, {name} is not")
     if not callable(validate):
-        raise TypeError(f"validate must be a function returning (outputs, targets), got {validate!r}")
+        raise TypeError(
+            f"validate must be a function returning (outputs, targets), got {type(validate).__name__}"
+        )
     if not (logger is None or isinstance(logger, Logger) or callable(logger)):
         raise TypeError(f"logger must be callable or have a method log, got {type(logger).__name__}")
+
+
+def outputs_and_targets(found: Any) -> tuple[Any, Any]:
+    """What ``validate()`` returned; TypeError if it is no pair (a tensor of two rows is none)."""
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        what = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
+        raise TypeError(f"validate() must return (outputs, targets), got {what}")
+    return found[0], found[1]
 
 
 def check_settings(mode: Any, step_on: Any, seed: Any, beta: Any, counts: dict[str, Any]) -> None:
@@ -40,8 +51,8 @@ def check_settings(mode: Any, step_on: Any, seed: Any, beta: Any, counts: dict[s
         raise ValueError(f"step_on must be one of {STEP_ON}, got {step_on!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an integer, got {seed!r}")
-    if not (math.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta must be positive and finite, got {beta}")
+    if not isinstance(beta, (int, float)) or not (math.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta must be positive and finite, got {beta!r}")
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be an integer >= 1, got {value!r}")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from . import baselines
-from ._arguments import check_parts, check_settings, usable_offsets
+from ._arguments import check_parts, check_settings, outputs_and_targets, usable_offsets
 from ._phi import read_phi, read_vector, write_phi
 from ._pml import BaseMetricLossFunction
 from ._ranks import on_rank_zero, rank, ranks
@@ -445,11 +445,7 @@ class ALALoss(BaseMetricLossFunction):
 
     def _validated(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs and targets of the validation set."""
-        found = self.validate()
-        if not isinstance(found, (tuple, list)) or len(found) != 2:
-            what = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
-            raise TypeError(f"validate() must return (outputs, targets), got {what}")
-        return found[0], found[1]
+        return outputs_and_targets(self.validate())
 
     def _evaluate(self, with_statistics: bool) -> tuple[float, float, torch.Tensor | None]:
         """Metric, error and (if asked for and the metric is finite) statistics of the validation set."""

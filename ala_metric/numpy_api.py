@@ -1,13 +1,14 @@
 """The fused kernels for NumPy arrays; torch is neither needed nor imported.
 
 The nouns and equations are those of :mod:`ala_metric.ops`. Arrays may have any strides; float16 and float32
-are computed, and returned, in float32, float64 in float64. NaN and Inf in the input come out as NaN or Inf.
+are computed, and returned, in float32, float64 in float64. NaN and Inf in the input come out as NaN or Inf;
+only :func:`positive_ranks` refuses them.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,7 @@ from . import _native
 _module = _native.load_numpy_module()
 
 Floats = NDArray[np.floating[Any]]
+Integers = NDArray[np.int64]
 
 
 class LossGradient(NamedTuple):
@@ -297,7 +299,119 @@ def distance_statistics(
     return result
 
 
-_Batch = tuple[Floats, NDArray[np.int64], "Floats | None", "NDArray[np.int64] | None"]
+@overload
+def positive_ranks(
+    emb: ArrayLike,
+    labels: ArrayLike,
+    *,
+    ref_emb: ArrayLike | None = ...,
+    ref_labels: ArrayLike | None = ...,
+    distance: Literal["euclidean", "cosine"] = ...,
+    ties: Literal["pessimistic", "optimistic", "both"] = ...,
+    first_only: Literal[False] = ...,
+    threads: int | None = ...,
+) -> tuple[Integers, Integers]: ...
+@overload
+def positive_ranks(
+    emb: ArrayLike,
+    labels: ArrayLike,
+    *,
+    ref_emb: ArrayLike | None = ...,
+    ref_labels: ArrayLike | None = ...,
+    distance: Literal["euclidean", "cosine"] = ...,
+    ties: Literal["pessimistic", "optimistic", "both"] = ...,
+    first_only: Literal[True],
+    threads: int | None = ...,
+) -> Integers: ...
+def positive_ranks(
+    emb: ArrayLike,
+    labels: ArrayLike,
+    *,
+    ref_emb: ArrayLike | None = None,
+    ref_labels: ArrayLike | None = None,
+    distance: Literal["euclidean", "cosine"] = "euclidean",
+    ties: Literal["pessimistic", "optimistic", "both"] = "pessimistic",
+    first_only: bool = False,
+    threads: int | None = None,
+) -> tuple[Integers, Integers] | Integers:
+    r"""Ranks of the positives of every query among all references, by counting.
+
+    .. math:: r_{ij} = j + |\{n \in N_i : d_{in} \le d_{i(j)}\}|, \qquad j = 1 \ldots |P_i|
+
+    where :math:`d_{i(j)}` is the distance to the j-th nearest positive; distances are compared as in
+    float64. Recall@k is the share of queries whose first rank is at most k.
+
+    Parameters
+    ----------
+    emb, labels, ref_emb, ref_labels, threads
+        Queries and gallery, as for :func:`distance_mixture`. Without a gallery the queries are their own,
+        each left out of its own list by its index.
+    distance
+        ``"euclidean"`` or ``"cosine"`` (1 - cosine; a zero vector has cosine 0 with everything).
+    ties
+        ``"pessimistic"`` ranks equally distant negatives first, ``"optimistic"`` last. ``"both"`` returns
+        the two stacked, ranks of shape [2, ...], pessimistic first.
+    first_only
+        Return the rank of the nearest positive only.
+
+    Returns
+    -------
+    (ranks, offsets) or ranks
+        ``ranks`` int64 [total positives], 1-based, ascending within a query; those of query i are
+        ``ranks[offsets[i]:offsets[i + 1]]`` with ``offsets`` int64 [N + 1]. With ``first_only=True`` just
+        int64 [N], 0 where a query has no positive.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of a wrong dtype or shape, an unknown ``distance`` or ``ties``, and NaN, Inf or values
+        whose differences leave the range of float64.
+
+    Examples
+    --------
+    >>> from ala_metric import numpy_api
+    >>> ranks, offsets = numpy_api.positive_ranks([[0.0], [1.0], [1.5], [4.0]], [0, 0, 1, 0])
+    >>> ranks.tolist(), offsets.tolist()
+    ([1, 3, 2, 3, 2, 3], [0, 2, 4, 4, 6])
+    """
+    points, classes, references, ref_classes = _batch(emb, labels, ref_emb, ref_labels)
+    if distance not in ("euclidean", "cosine"):
+        raise ValueError(f"distance must be 'euclidean' or 'cosine', got {distance!r}")
+    if ties not in ("pessimistic", "optimistic", "both"):
+        raise ValueError(f"ties must be 'pessimistic', 'optimistic' or 'both', got {ties!r}")
+    _check_finite(points, "emb", distance)
+    if references is not None:
+        _check_finite(references, "ref_emb", distance)
+    offsets = np.concatenate([[0], np.cumsum(_positives(classes, ref_classes))]).astype(np.int64)
+    both: Integers = _module.positive_ranks(
+        points, classes, offsets, references, ref_classes, distance == "cosine", first_only, _threads(threads)
+    )
+    ranks = both if ties == "both" else both[0 if ties == "pessimistic" else 1]
+    return ranks if first_only else (ranks, offsets)
+
+
+def _positives(classes: Integers, ref_classes: Integers | None) -> Integers:
+    """References of each query's class, not counting itself where the queries are their own gallery."""
+    names, counts = np.unique(classes if ref_classes is None else ref_classes, return_counts=True)
+    if len(names) == 0:
+        return np.zeros_like(classes)
+    place = np.minimum(np.searchsorted(names, classes), len(names) - 1)
+    found: Integers = np.where(names[place] == classes, counts[place], 0) - (ref_classes is None)
+    return found
+
+
+def _check_finite(points: Floats, name: str, distance: str) -> None:
+    bad = int((~np.isfinite(points).all(axis=1)).sum())
+    if bad:
+        raise ValueError(f"{name} must be finite, got NaN or Inf in {bad} of {len(points)} rows")
+    if points.size and distance == "euclidean":
+        with np.errstate(over="ignore"):
+            widest = np.float64(points.max()) - np.float64(points.min())
+        if not np.isfinite(widest):
+            raise ValueError(f"{name} must have differences inside the range of float64")
+
+
+_Batch = tuple[Floats, Integers, "Floats | None", "Integers | None"]
 
 
 def _mixture(
@@ -365,7 +479,7 @@ def _references(y: ArrayLike, points: Floats, name: str, points_name: str) -> Fl
     return array
 
 
-def _classes(labels: ArrayLike, points: Floats, name: str, points_name: str) -> NDArray[np.int64]:
+def _classes(labels: ArrayLike, points: Floats, name: str, points_name: str) -> Integers:
     array = np.asarray(labels)
     if array.size == 0:
         array = array.astype(np.int64)  # an empty list is an array of floats

@@ -62,14 +62,17 @@ class PhiSpec:
 
     def __post_init__(self) -> None:
         if self.rule not in ("additive", "multiplicative"):
-            raise ValueError(f"PhiSpec.rule must be 'additive' or 'multiplicative', got {self.rule!r}")
+            raise ValueError(
+                f"rule of {self.name!r} must be 'additive' or 'multiplicative', got {self.rule!r}"
+            )
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"PhiSpec needs finite low < high, got low={self.low}, high={self.high}")
+            raise ValueError(
+                f"range of {self.name!r} needs finite low < high, got low={self.low}, high={self.high}"
+            )
         if self.rule == "multiplicative" and self.low <= 0:
-            raise ValueError(f"a multiplicative PhiSpec needs low > 0, got low={self.low}")
-
+            raise ValueError(f"multiplicative range of {self.name!r} needs low > 0, got low={self.low}")
         if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"PhiSpec.scale must be positive and finite, got {self.scale}")
+            raise ValueError(f"scale of {self.name!r} must be positive and finite, got {self.scale}")
 
     def step(self, value: float, size: float) -> float:
         """Value after one step of ``size`` times the scale (not clipped to the range)."""
@@ -77,9 +80,21 @@ class PhiSpec:
         return value + size if self.rule == "additive" else value * math.exp(size)
 
     def allows(self, value: float, size: float) -> bool:
-        """Whether the step stays inside the range (a rounding error of 1e-6 of the range is forgiven)."""
-        slack = 1e-6 * (self.high - self.low)
-        return self.low - slack <= self.step(value, size) <= self.high + slack
+        """Whether the step stays inside the range, up to the rounding errors of :meth:`slack`."""
+        below, above = self.slack()
+        return self.low - below <= self.step(value, size) <= self.high + above
+
+    def slack(self) -> tuple[float, float]:
+        """What is forgiven below low and above high: rounding errors of a walk of float32 steps.
+
+        They are relative to the value where steps multiply: 1e-6 of the bound. Where steps add, they are
+        relative to the widest value: 1e-6 of the range, but never more than 1e-3 of a bound that is not 0.
+        """
+        if self.rule == "multiplicative":
+            return 1e-6 * self.low, 1e-6 * self.high
+        wide = 1e-6 * (self.high - self.low)
+        low, high = (min(wide, 1e-3 * abs(bound)) if bound else wide for bound in (self.low, self.high))
+        return low, high
 
     def clip(self, value: float) -> float:
         """Nearest value inside the range."""

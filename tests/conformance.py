@@ -525,41 +525,6 @@ def in_pml_cross_batch_memory(make: Make) -> None:
 
 
 @check
-def trained_by_the_trainer(make: Make) -> None:
-    from pytorch_metric_learning import trainers
-
-    x, labels = batch(16, dtype=torch.float32)
-    data = [(row, int(label)) for row, label in zip(x, labels)]
-    trained = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        model = torch.nn.Linear(DIM, 3)
-        loss_fn = make()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        if len(trained) == 0:
-            trainers.MetricLossOnly(
-                models={"trunk": model},
-                optimizers={"trunk_optimizer": optimizer},
-                batch_size=16,
-                loss_funcs={"metric_loss": loss_fn},
-                dataset=data,
-                mining_funcs={"tuple_miner": miners.TripletMarginMiner(9, "all")},
-                sampler=torch.utils.data.SequentialSampler(data),
-                dataloader_num_workers=0,
-                iterations_per_epoch=2,
-                data_device="cpu",
-            ).train()
-        else:
-            for _ in range(2):
-                optimizer.zero_grad()
-                out = model(x)
-                loss_fn(out, labels, miners.TripletMarginMiner(9, "all")(out, labels)).backward()
-                optimizer.step()
-        trained.append(model.weight.detach())
-    close(trained[0], trained[1])
-
-
-@check
 def compiled(make: Make) -> None:
     x, labels = batch(dtype=torch.float32)
     torch._dynamo.reset()

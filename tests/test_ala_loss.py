@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytorch_metric_learning.losses import NTXentLoss
 from torch import nn
 
 from ala_metric import ALALoss, PhiSpec, losses, metrics
@@ -619,9 +620,20 @@ def test_a_plain_loop_adapts_and_resumes(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "found"), [(torch.ones(4, 2), "Tensor"), ((torch.ones(4),) * 3, "3 values")]
+    ("wrong", "found"), [(torch.ones(4, 2), "Tensor"), ((torch.ones(4),) * 3, "3 values"), (None, "NoneType")]
 )
 def test_validate_must_return_a_pair(wrong: Any, found: str) -> None:
     loss_fn = make(validate=lambda: wrong, every=2)
     with pytest.raises(TypeError, match=rf"validate\(\) must return \(outputs, targets\), got {found}"):
         call(loss_fn, 3)
+
+
+def test_a_loss_without_parameters_is_told_of_adapt_pml() -> None:
+    with pytest.raises(TypeError, match=r"got NTXentLoss; losses.AdaptPML\(loss\) makes one"):
+        ALALoss(NTXentLoss(), metrics.RecallAtK((1,)), _unused, 10)
+    with pytest.raises(TypeError, match="returning .outputs, targets., got tuple"):
+        ALALoss(losses.DistanceMixtureLoss(), metrics.RecallAtK((1,)), (torch.eye(2), 1), 10)
+
+
+def _unused() -> None:
+    raise AssertionError

@@ -443,11 +443,11 @@ def test_actions_name_the_entries_of_phi(classes: int, off_diagonal: bool) -> No
 
 
 def test_the_least_diagonal_is_a_choice() -> None:
-    wide = AdaptiveClassificationLoss(3, diagonal_low=0.05)
+    wide = AdaptiveClassificationLoss(3)
     wide.set_phi(torch.tensor([0.05, 1.0, 0.3]))
     assert {spec.low for spec in wide.phi_spec} == {0.05}
     with pytest.raises(ValueError, match=r"diagonal of phi must lie in \[0.5, 1.0\], got 0.3"):
-        AdaptiveClassificationLoss(3).set_phi(torch.tensor([0.6, 1.0, 0.3]))
+        AdaptiveClassificationLoss(3, diagonal_low=0.5).set_phi(torch.tensor([0.6, 1.0, 0.3]))
     assert classification.preset("paper").loss(4).diagonal_low == 0.05
 
 

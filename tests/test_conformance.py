@@ -10,7 +10,7 @@ from pytorch_metric_learning import losses as pml
 
 from ala_metric import ALALoss, losses, metrics
 
-from .conformance import CHECKS, Make
+from .conformance_whole import CHECKS, Make
 from .conftest import implementations
 
 PHI = (0.9, 0.3, 0.7, 0.2, 0.8, 0.8, 0.4, 0.6, 0.5, 0.1)

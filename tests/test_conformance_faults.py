@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from ala_metric.losses import DistanceMixtureLoss
 
-from .conformance import CHECKS
+from .conformance_whole import CHECKS
 
 PHI = (0.9, 0.3, 0.7, 0.2, 0.8, 0.8, 0.4, 0.6, 0.5, 0.1)
 
@@ -207,6 +208,38 @@ class TooFewTerms(Sound):
         return super().mined(pairs, indices, phi)
 
 
+class NamesAnotherDistance(Sound):
+    """Says that it compares squared distances."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own, self.distance = self.distance, LpDistance()
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self.distance = own
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.distance = LpDistance(power=2)
+
+
+class KeepsStateInTheClass(Sound):
+    made: ClassVar[list[int]] = []
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.made.append(1)
+        return super().forward(*args, **kwargs) * (1 + len(self.made) % 3)
+
+
+class TakesHalvesForViews(Sound):
+    """Looks for the others of mined rows in the first half of the batch."""
+
+    def mined(self, pairs: Any, indices: Any, phi: Tensor) -> Any:
+        half = len(pairs.x) // 2
+        anchors, *others = indices
+        return super().mined(pairs, (anchors, *(v % half for v in others)), phi)
+
+
 CAUGHT_BY: dict[type, str] = {
     ReducedInside: "terms_are_unreduced_and_indexed reducers_reduce",
     Columns: "terms_are_unreduced_and_indexed",
@@ -234,6 +267,9 @@ CAUGHT_BY: dict[type, str] = {
     AlwaysFloat32: "the_value_is_a_scalar_of_the_embeddings_dtype",
     NeedsNoLabels: "wrong_arguments_are_refused",
     TooFewTerms: "half_the_lists_may_be_empty",
+    NamesAnotherDistance: "used_for_inference",
+    KeepsStateInTheClass: "trained_in_a_cascade trained_with_a_classifier",
+    TakesHalvesForViews: "trained_on_two_streams",
 }
 
 

@@ -279,6 +279,19 @@ def test_alone_it_is_the_loss_itself() -> None:
 
 
 def test_refusals() -> None:
+    x = torch.randn(6, 4)
+    for loss_fn in (
+        losses.DistributedLoss(mixture()),
+        losses.CrossBatchMemory(mixture(), 4, 12),
+        losses.DistributedLoss(contrastive()),
+    ):
+        with pytest.raises(ValueError, match=r"labels must have shape \[6\] .* got \(5,\)"):
+            loss_fn(x, torch.arange(5))
+        with pytest.raises(TypeError, match="embeddings must be float16, .* got torch.int64"):
+            loss_fn(x.long(), torch.arange(6))
+    for wrap in (losses.DistributedLoss, lambda loss: losses.CrossBatchMemory(loss, 4)):
+        with pytest.raises(TypeError, match="loss must be a loss .* got int"):
+            wrap(3)
     with pytest.raises(TypeError, match="joins the ranks itself"):
         losses.DistributedLoss(losses.CrossBatchMemory(mixture(), 4))
     for loss, miner in ((contrastive(), None), (mixture(), miners.MultiSimilarityMiner())):

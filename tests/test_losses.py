@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -296,6 +297,36 @@ def test_set_phi(name: str) -> None:
         assert torch.equal(loss_fn.phi, before)
     loss_fn.set_phi(torch.full((n,), 0.75, dtype=torch.float64))
     assert loss_fn.phi.tolist() == [0.75] * n
+
+
+def test_errors_name_the_argument(name: str, x: Tensor, labels: Tensor) -> None:
+    loss_fn, rows = make(name), len(x)
+    for args, error, match in (
+        ((x, labels[:-1]), ValueError, rf"labels must have shape \[{rows}\] .* got \({rows - 1},\)"),
+        ((x, labels[:, None]), ValueError, rf"labels must have shape .* got \({rows}, 1\)"),
+        ((x, labels.tolist()), TypeError, "labels must be a tensor of integers, got list"),
+        ((x, labels.numpy()), TypeError, "labels must be a tensor of integers, got ndarray"),
+        ((x, labels.double()), TypeError, "labels must have an integer dtype, got torch.float64"),
+        ((x.long(), labels), TypeError, "embeddings must be float16, .* got torch.int64"),
+        ((x.numpy(), labels), TypeError, "embeddings must be a tensor, got ndarray"),
+        ((x[0], labels[:6]), ValueError, r"embeddings must have shape \[rows, dimensions\], got \(\d,\)"),
+        ((x * math.nan, labels), ValueError, f"got NaN or Inf in {rows} of {rows} rows"),
+        ((x, None), ValueError, "labels .* are needed"),
+        ((x, labels, None, None, labels), ValueError, "ref_labels was given without ref_emb"),
+        ((x, labels, None, x, None), ValueError, "ref_labels .* are needed"),
+        ((x, labels, None, x, labels[1:]), ValueError, "ref_labels must have shape .* ref_emb"),
+        ((x, labels, None, x[:, 1:], labels), ValueError, "ref_emb must have . dimensions"),
+    ):
+        with pytest.raises(error, match=match):
+            loss_fn(*args)
+    with pytest.raises(TypeError, match="phi must be a tensor or a sequence of numbers, got 'auto'"):
+        type(loss_fn)("auto")
+
+
+def test_offset_must_be_a_number() -> None:
+    for bad in ("1", None, math.nan):
+        with pytest.raises(ValueError, match="offset must be a finite number"):
+            FocalWeightingLoss(offset=bad)
 
 
 def test_set_phi_between_forward_and_backward(name: str, labels: Tensor) -> None:

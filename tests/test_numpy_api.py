@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from tests import oracle as brute
 
 api = pytest.importorskip("ala_metric.numpy_api", exc_type=ImportError)
 
@@ -101,6 +104,66 @@ def test_values(shape: tuple[int, int | None, int], dtype: Any) -> None:
     ):
         assert found.dtype == result
         np.testing.assert_allclose(found, expected, **near)
+
+
+def split(ranks: Array, offsets: Array) -> list[list[int]]:
+    return [ranks[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [*SHAPES, (0, 3, 2), (53, None, 1)], ids=str)
+def test_ranks(shape: tuple[int, int | None, int], dtype: Any) -> None:
+    original, labels, references = batch(*shape, dtype)
+    for grid in (True, False):  # on a grid, exact in every dtype, there are ties
+        x, given = original, dict(references)
+        if grid:
+            x = np.rint(x)
+            if given:
+                given["ref_emb"] = np.rint(given["ref_emb"])
+        lists = [v.tolist() for v in (x, labels, *given.values())]
+        for ties in ("pessimistic", "optimistic"):
+            expected = brute.ranks(*lists, optimistic=ties == "optimistic")
+            ranks, offsets = api.positive_ranks(x, labels, ties=ties, **given)
+            assert ranks.dtype == offsets.dtype == np.int64
+            assert split(ranks, offsets) == expected
+            first = api.positive_ranks(x, labels, ties=ties, first_only=True, **given)
+            assert first.tolist() == [own[0] if own else 0 for own in expected]
+        both, _ = api.positive_ranks(x, labels, ties="both", threads=3, **given)
+        assert split(both[1], offsets) == expected  # optimistic
+        assert np.array_equal(both[0], api.positive_ranks(x, labels, **given)[0])
+
+
+def test_ranks_by_cosine() -> None:
+    x, labels, references = batch(23, 31, 4)
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, references["ref_emb"])]
+    classes = references["ref_labels"]
+    expected = brute.ranks(unit[0].tolist(), labels.tolist(), unit[1].tolist(), classes.tolist())
+    assert split(*api.positive_ranks(x, labels, distance="cosine", **references)) == expected
+    assert split(*api.positive_ranks(x, labels, **references)) != expected
+
+
+def test_ranks_of_classes_that_the_gallery_lacks() -> None:
+    labels, classes = np.array([7, -3, 2**40, 0]), np.array([2**40, 1, 2**40 + 1])
+    ranks, offsets = api.positive_ranks(np.eye(4), labels, ref_emb=np.eye(4)[1:], ref_labels=classes)
+    assert (ranks.tolist(), offsets.tolist()) == ([3], [0, 0, 0, 1, 1])
+
+
+def test_ranks_refuse_what_has_no_order() -> None:
+    x, labels, references = batch(7, 5, 2)
+    for bad in (np.nan, np.inf):
+        broken = x.copy()
+        broken[[1, 4], 0] = bad
+        with pytest.raises(ValueError, match="emb must be finite, got NaN or Inf in 2 of 7 rows"):
+            api.positive_ranks(broken, labels)
+    references["ref_emb"][3] = np.nan
+    with pytest.raises(ValueError, match="ref_emb must be finite, got NaN or Inf in 1 of 5 rows"):
+        api.positive_ranks(x, labels, **references)
+    with pytest.raises(ValueError, match="differences inside the range of float64"):
+        api.positive_ranks(np.array([[1.7e308], [-1.7e308]]), [0, 0])
+    with pytest.raises(ValueError, match="distance must be"):
+        api.positive_ranks(x, labels, distance="manhattan")
+    with pytest.raises(ValueError, match="ties must be"):
+        api.positive_ranks(x, labels, ties="fair")
 
 
 def numeric_gradient(function: Any, at: Array, step: float = 1e-6) -> Array:

@@ -320,6 +320,8 @@ def test_bad_labels(impl: str) -> None:
             ops.distance_mixture(x, bad, PHI, impl=impl)
     with pytest.raises(ValueError, match="ref_emb was given without ref_labels"):
         ops.distance_mixture(x, labels, PHI, ref_emb=x, impl=impl)
+    with pytest.raises(ValueError, match="y must have 3 dimensions like x, got 4"):
+        ops.pairwise_distance(torch.ones(2, 3), torch.ones(2, 4))
     with pytest.raises(ValueError, match="ref_emb must have 3 dimensions like emb, got 4"):
         ops.distance_mixture(
             x, labels, PHI, ref_emb=torch.randn(2, 4, dtype=x.dtype), ref_labels=labels[:2], impl=impl

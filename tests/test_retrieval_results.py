@@ -187,18 +187,48 @@ def test_calculator_refuses_what_would_lie() -> None:
         metrics.accuracy_calculator(include=("recall_at_7",))
 
 
-def test_calculator_in_a_tester() -> None:
-    pytest.importorskip("faiss")
-    from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+def test_calculator_in_the_tester_of_two_streams() -> None:
+    """It hands labels over as float32; anchors are the queries and their partners the references."""
+    from pytorch_metric_learning.testers import GlobalTwoStreamEmbeddingSpaceTester
 
-    x, labels = data(80, 10)
-    dataset = torch.utils.data.TensorDataset(x, labels)
-    tester = GlobalEmbeddingSpaceTester(
+    x, labels = data(40, 10)
+    y, _ = data(40, 10)
+    tester = GlobalTwoStreamEmbeddingSpaceTester(
+        accuracy_calculator=metrics.accuracy_calculator((1, 10)),
+        dataloader_num_workers=0,
+        data_and_label_getter=lambda item: item,
+    )
+    rows = torch.utils.data.TensorDataset(x, y, labels)
+    found = tester.test({"val": rows}, 0, torch.nn.Identity(), torch.nn.Identity())["val"]
+    norm = torch.nn.functional.normalize
+    expected = metrics.retrieval(norm(x), labels, ref_emb=norm(y), ref_labels=labels, k=(10,))
+    assert found["recall_at_10_level0"] == expected.recall_at_k[10]
+
+
+def test_calculator_in_the_tester_of_parent_labels() -> None:
+    from pytorch_metric_learning.testers import WithSameParentLabelTester
+
+    x, labels = data(60, 10)
+    parents = torch.arange(60) % 2
+    tester = WithSameParentLabelTester(
         accuracy_calculator=metrics.accuracy_calculator((1, 10)), dataloader_num_workers=0
     )
-    found = tester.test({"val": dataset}, 0, torch.nn.Identity())["val"]
-    expected = metrics.retrieval(x, labels, k=(10,)).recall_at_k[10]
-    assert found["recall_at_10_level0"] == expected
+    rows = torch.utils.data.TensorDataset(x, torch.stack([labels, parents], dim=1))
+    found = tester.test({"val": rows}, 0, torch.nn.Identity())["val"]["recall_at_10_level0"]
+    each = [
+        metrics.retrieval(torch.nn.functional.normalize(x[own]), labels[own], k=(10,)).recall_at_k[10]
+        for own in (parents == 0, parents == 1)
+    ]
+    assert found == sum(each) / 2
+
+
+def test_float_labels_of_the_calculator() -> None:
+    x, labels = data(20, 4)
+    calculator = metrics.accuracy_calculator((1,))
+    assert calculator.get_accuracy(x, labels.float()) == calculator.get_accuracy(x, labels)
+    for bad in (labels + 0.5, labels.float() + 2**24, labels.float() * math.nan):
+        with pytest.raises(ValueError, match="whole numbers"):
+            calculator.get_accuracy(x, bad)
 
 
 # -------------------- faiss

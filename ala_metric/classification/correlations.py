@@ -8,7 +8,7 @@ import torch
 
 from ..types import PhiSpec
 
-DIAGONAL_LOW, HIGHEST = 0.5, 1.0
+DIAGONAL_LOW, HIGHEST = 0.05, 1.0
 OFF_DIAGONAL = (-1.0, HIGHEST)
 
 

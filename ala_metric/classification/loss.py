@@ -70,11 +70,10 @@ class AdaptiveClassificationLoss(nn.Module):
     top_confusions
         With ``off_diagonal``: act on this number of the most confused pairs only. See the notes.
     diagonal_low
-        Least value of the diagonal. Two classes are weighed ``1 / diagonal_low`` to 1 at the most. The
-        default of 0.5 is for labels that may be wrong: where a share q of the labels is flipped to any of
-        the other classes, weights beyond ``(1 - q)(C - 1) / q`` to 1 turn the decision around, and a
-        diagonal that wandered over [0.05, 1] cost 3 points of error at q = 0.4, C = 10. Take 0.05 where
-        classes are rare (10:1 and more) and a race or paired forks choose the weights.
+        Least value of the diagonal. Two classes are weighed ``1 / diagonal_low`` to 1 at the most. Take 0.5
+        where labels may be wrong: where a share q of the labels is flipped to any of the other classes,
+        weights beyond ``(1 - q)(C - 1) / q`` to 1 turn the decision around, and a diagonal that wandered
+        over [0.05, 1] cost 3 points of error at q = 0.4, C = 10.
 
     Raises
     ------
@@ -174,7 +173,7 @@ class AdaptiveClassificationLoss(nn.Module):
     @classmethod
     def paper(cls, num_classes: int) -> AdaptiveClassificationLoss:
         """Eq. 6 as printed: sigmoid form, all class pairs free."""
-        return cls(num_classes, "sigmoid", off_diagonal=True, off_diagonal_step=1.0, diagonal_low=0.05)
+        return cls(num_classes, "sigmoid", off_diagonal=True, off_diagonal_step=1.0)
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Loss of a batch.

@@ -60,7 +60,7 @@ class Preset:
 
 PRESETS = {
     "default": Preset(),
-    "paper": Preset(form="sigmoid", off_diagonal=True, off_diagonal_step=1.0, diagonal_low=0.05, children=10),
+    "paper": Preset(form="sigmoid", off_diagonal=True, off_diagonal_step=1.0, children=10),
 }
 
 

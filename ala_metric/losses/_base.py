@@ -27,6 +27,13 @@ def check_phi(phi: Tensor, phi_spec: Sequence[PhiSpec]) -> Tensor:
     return phi
 
 
+def _as_phi(phi: Any) -> Tensor:
+    try:
+        return torch.as_tensor(phi, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"phi must be a tensor or a sequence of numbers, got {phi!r}") from None
+
+
 class AdaptivePairLoss(BaseMetricLossFunction):
     """A pytorch-metric-learning loss with a parameter buffer ``phi`` that a controller may move."""
 
@@ -45,7 +52,7 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         self.impl: Impl = impl
         self.phi_spec = phi_spec
         self.register_buffer("phi", torch.zeros(len(phi_spec)))
-        self.set_phi(torch.as_tensor(phi, dtype=torch.float32))
+        self.set_phi(_as_phi(phi))
 
     def set_phi(self, phi: Tensor) -> None:
         """Replace the parameters in place.
@@ -62,6 +69,42 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         """
         with torch.no_grad():
             self.phi.copy_(check_phi(phi, self.phi_spec))
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Any:
+        """The reduced loss: a scalar, or what the reducer makes of the terms.
+
+        Parameters
+        ----------
+        embeddings
+            Shape [N, D], float16, bfloat16, float32 or float64.
+        labels
+            Classes, shape [N], any integer dtype and device; may be left out with ``indices_tuple``.
+        indices_tuple
+            (anchors, positives, negatives) or (anchors, positives, anchors, negatives) of a miner; without
+            it all pairs are taken.
+        ref_emb, ref_labels
+            What the anchors are compared with, shapes [M, D] and [M]; without them the batch itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For arguments of a wrong type, dtype or shape, NaN or Inf, and labels that are missing.
+        """
+        check_rows(embeddings, labels, "embeddings", "labels")
+        if ref_emb is not None:
+            check_rows(ref_emb, ref_labels, "ref_emb", "ref_labels")
+            if indices_tuple is None:
+                _needed(ref_labels)
+        elif ref_labels is not None:
+            raise ValueError("ref_labels was given without ref_emb; give both or neither")
+        return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
     def compute_loss(
         self,
@@ -124,6 +167,24 @@ class AdaptivePairLoss(BaseMetricLossFunction):
     def per_anchor(self, losses: Tensor) -> LossDict:
         """One loss per anchor, shape [N]."""
         return {"loss": term(losses, torch.arange(losses.shape[0], device=losses.device), "element")}
+
+
+def check_rows(x: Any, labels: Any, name: str, labels_name: str) -> None:
+    """Refuse what is no batch; values, devices and label dtypes are the affair of the ops."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.ndim != 2:
+        raise ValueError(f"{name} must have shape [rows, dimensions], got {tuple(x.shape)}")
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{labels_name} must be a tensor of integers, got {type(labels).__name__}")
+    if tuple(labels.shape) != (x.shape[0],):
+        raise ValueError(
+            f"{labels_name} must have shape [{x.shape[0]}] like the rows of {name}, got {tuple(labels.shape)}"
+        )
 
 
 class _RowPairs:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from .. import _pml
 from .._gather import gather_rows, row_counts, world_size
-from .._pml import common_functions, loss_and_miner_utils
+from .._pml import loss_and_miner_utils
 from .._ranks import rank
 from ..ops._check import check_embeddings, known_values
 from . import _distance
+from ._base import check_rows
 from ._wrapper import PassesPhiOn, all_pairs, is_fused, reduce
 
 Indices = tuple[Tensor, ...]
@@ -87,6 +88,10 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
         for name, value in (("embedding_size", embedding_size), ("memory_size", memory_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not isinstance(loss, nn.Module):
+            raise TypeError(
+                f"loss must be a loss of pytorch-metric-learning or ours, got {type(loss).__name__}"
+            )
         super().__init__(loss, embedding_size, memory_size, miner)
         self.synchronize = synchronize
         self._held = False
@@ -105,7 +110,7 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
         """Loss of the batch against the queue, which the batch has entered."""
         if indices_tuple is not None and enqueue_mask is not None:
             raise ValueError("indices_tuple and enqueue_mask are mutually exclusive")
-        common_functions.check_shapes(embeddings, labels)
+        check_rows(embeddings, labels, "embeddings", "labels")
         self.reset_stats()
         labels = labels.to(embeddings.device, torch.int64)
         entering = torch.ones_like(labels) if enqueue_mask is None else enqueue_mask.to(labels)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .._gather import gather_rows, pass_on, row_counts, world_size
 from .._ranks import rank
 from . import _distance
-from ._base import AdaptivePairLoss
+from ._base import AdaptivePairLoss, check_rows
 from ._wrapper import PassesPhiOn, all_pairs, is_fused, reduce
 from .cross_batch_memory import CrossBatchMemory
 
@@ -66,6 +66,10 @@ class DistributedLoss(PassesPhiOn, nn.Module):
         self, loss: nn.Module, *, ring: bool = False, miner: Callable[..., Indices] | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(loss, nn.Module):
+            raise TypeError(
+                f"loss must be a loss of pytorch-metric-learning or ours, got {type(loss).__name__}"
+            )
         if isinstance(loss, CrossBatchMemory):
             raise TypeError(
                 "CrossBatchMemory(synchronize=True) joins the ranks itself: use it without wrapper"
@@ -87,6 +91,7 @@ class DistributedLoss(PassesPhiOn, nn.Module):
         ref_labels: Tensor | None = None,
     ) -> Any:
         """Loss of the joined batch."""
+        check_rows(embeddings, labels, "embeddings", "labels")
         plain = indices_tuple is None and self.miner is None and ref_emb is None and labels is not None
         if self.ring and not plain:
             raise ValueError("ring=True needs labels, and neither indices_tuple nor references")

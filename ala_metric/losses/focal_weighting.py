@@ -62,8 +62,8 @@ class FocalWeightingLoss(AdaptivePairLoss):
         impl: Impl = "auto",
         **kwargs: Any,
     ) -> None:
-        if not math.isfinite(offset):
-            raise ValueError(f"offset must be finite, got {offset}")
+        if not isinstance(offset, (int, float)) or not math.isfinite(offset):
+            raise ValueError(f"offset must be a finite number, got {offset!r}")
         spec = tuple(PhiSpec(f"phi_{sign}", 0.5, 64.0, "multiplicative") for sign in ("pos", "neg"))
         super().__init__(phi, spec, impl, **kwargs)
         self.offset = offset

@@ -131,7 +131,15 @@ class CountingCalculator(AccuracyCalculator):
         labels = self._rows(labels)
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
-        return labels
+        return _whole(labels) if labels.is_floating_point() else labels
+
+
+def _whole(labels: Tensor) -> Tensor:
+    """Classes as integers: one of pytorch-metric-learning's testers hands them over as floats."""
+    most = 2 / torch.finfo(labels.dtype).eps  # above it neighbouring integers have become one
+    if not bool(((labels == labels.round()) & (labels.abs() < most)).all()):
+        raise ValueError(f"labels of {labels.dtype} must be whole numbers below {most:.0f}; give integers")
+    return labels.to(torch.int64)
 
 
 def _all_scores(ranks: Tensor, offsets: Tensor, depths: Sequence[int]) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Integral
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -125,6 +126,7 @@ def retrieval(
     >>> result.recall_at_k, result.excluded_queries
     ({1: 0.3333333333333333, 2: 1.0}, 1)
     """
+    k = k if k is DEFAULT_K else _positive(k)
     both, offsets = ops.positive_ranks(
         emb,
         labels,
@@ -201,13 +203,23 @@ def check_depths(k: int | Sequence[int], references: int, *, trim: bool | None =
     """Refuse depths that are no integers in [1, references]; ``trim`` (the default ones) to fit instead."""
     if k is DEFAULT_K if trim is None else trim:
         return tuple(depth for depth in DEFAULT_K if depth <= max(1, references))
+    depths = _positive(k)
+    for depth in depths:
+        if depth > references:
+            raise ValueError(
+                f"k must be at most {max(0, references)}, the number of references of a query, got {depth}"
+            )
+    return depths
+
+
+def _positive(k: int | Sequence[int]) -> tuple[int, ...]:
     depths = as_tuple(k)
     if not depths:
         raise ValueError(f"k must be an integer or a sequence of at least one, got {k!r}")
     for depth in depths:
-        if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= references:
-            raise ValueError(f"k must be integers in [1, {references}] (the references), got {depth!r}")
-    return depths
+        if isinstance(depth, bool) or not isinstance(depth, Integral) or depth < 1:
+            raise ValueError(f"k must be integers >= 1, got {depth!r}")
+    return tuple(int(depth) for depth in depths)
 
 
 class RecallAtK:
@@ -230,6 +242,8 @@ class RecallAtK:
 
     Raises
     ------
+    ValueError
+        For depths that are no integers >= 1, an unknown ``distance`` or ``impl``.
     TypeError, ValueError
         When called: see :func:`retrieval`.
 
@@ -247,8 +261,12 @@ class RecallAtK:
     def __init__(
         self, k: int | Sequence[int] = DEFAULT_K, *, distance: Distance = "euclidean", impl: RankImpl = "auto"
     ) -> None:
+        if distance not in ("euclidean", "cosine"):
+            raise ValueError(f"distance must be 'euclidean' or 'cosine', got {distance!r}")
+        if impl not in get_args(RankImpl):
+            raise ValueError(f"impl must be one of {get_args(RankImpl)}, got {impl!r}")
         self._trim = k is DEFAULT_K  # said here: the identity would be lost in a pickled copy
-        self.k = as_tuple(k)
+        self.k = _positive(k)
         self.distance: Distance = distance
         self.impl: RankImpl = impl
         self.name = "recall@" + ",".join(str(depth) for depth in self.k)

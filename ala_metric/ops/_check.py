@@ -100,16 +100,16 @@ def check_labels(labels: Tensor, emb: Tensor, name: str, emb_name: str) -> Tenso
     return labels.to(torch.int64)
 
 
-def check_references(emb: Tensor, ref_emb: Tensor) -> Tensor:
-    """Refuse references of another width, dtype or device."""
-    check_embeddings(ref_emb, "ref_emb")
-    if ref_emb.shape[1] != emb.shape[1]:
-        raise ValueError(f"ref_emb must have {emb.shape[1]} dimensions like emb, got {ref_emb.shape[1]}")
-    if ref_emb.dtype != emb.dtype:
-        raise TypeError(f"ref_emb must have dtype {emb.dtype} like emb, got {ref_emb.dtype}")
-    if ref_emb.device != emb.device:
-        raise ValueError(f"ref_emb must be on {emb.device} like emb, got {ref_emb.device}")
-    return ref_emb
+def check_references(x: Tensor, y: Tensor, name: str = "emb", y_name: str = "ref_emb") -> Tensor:
+    """Refuse references ``y`` of another width, dtype or device than ``x``."""
+    check_embeddings(y, y_name)
+    if y.shape[1] != x.shape[1]:
+        raise ValueError(f"{y_name} must have {x.shape[1]} dimensions like {name}, got {y.shape[1]}")
+    if y.dtype != x.dtype:
+        raise TypeError(f"{y_name} must have dtype {x.dtype} like {name}, got {y.dtype}")
+    if y.device != x.device:
+        raise ValueError(f"{y_name} must be on {x.device} like {name}, got {y.device}")
+    return y
 
 
 def check_batch(

@@ -52,7 +52,7 @@ def pairwise_distance(x: Tensor, y: Tensor | None = None, *, impl: Impl = "auto"
     """
     check_embeddings(x, "x")
     if y is not None:
-        check_references(x, y)
+        check_references(x, y, "x", "y")
     which = choose("pairwise_distance", impl, x.device).impl
     if which == "native":
         from . import native

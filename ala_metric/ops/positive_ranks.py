@@ -116,6 +116,8 @@ def positive_ranks(
         raise ValueError(f"distance must be 'euclidean' or 'cosine', got {distance!r}")
     if ties not in ("pessimistic", "optimistic", "both"):
         raise ValueError(f"ties must be 'pessimistic', 'optimistic' or 'both', got {ties!r}")
+    if impl not in ("auto", "native", "strips", "reference", "faiss"):
+        raise ValueError(f"impl must be 'auto', 'native', 'strips', 'reference' or 'faiss', got {impl!r}")
     which = impl if impl == "faiss" else choose("positive_ranks", impl, emb.device).impl
     positives = positives_per_query(labels, ref_labels)
     offsets = torch.zeros(len(labels) + 1, dtype=torch.int64, device=labels.device)

@@ -51,8 +51,8 @@ def embed(model: nn.Module, loader: Iterable[Any]) -> tuple[torch.Tensor, torch.
 
     Raises
     ------
-    ValueError
-        If the loader yields nothing.
+    TypeError, ValueError
+        If the loader yields anything but pairs, or nothing.
 
     Examples
     --------
@@ -67,7 +67,11 @@ def embed(model: nn.Module, loader: Iterable[Any]) -> tuple[torch.Tensor, torch.
     targets: list[torch.Tensor] = []
     # Even a loader that does not shuffle draws one number from torch's global stream.
     with preserved_random_streams(), evaluating(model), torch.no_grad():
-        for inputs, labels in loader:
+        for batch in loader:
+            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                what = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+                raise TypeError(f"loader must yield (inputs, targets) batches, got {what}")
+            inputs, labels = batch
             outputs.append(model(inputs.to(device, non_blocking=True)))
             targets.append(torch.as_tensor(labels).to(device, non_blocking=True))
     if not outputs:

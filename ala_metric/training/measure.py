@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .._arguments import outputs_and_targets
 from .._streams import preserved_random_streams
 from ..ala_loss import ALALoss
 from ..metrics import RecallAtK
@@ -96,7 +97,7 @@ class Measure:
         """Metric, score (higher is better) and, if asked for, statistics."""
         begin = time.perf_counter()
         with preserved_random_streams(), torch.no_grad():
-            outputs, targets = self.validate()
+            outputs, targets = outputs_and_targets(self.validate())
             self.meter.validation_passes += 1
             self.meter.validation_items += len(targets)
             value = float(self.metric(outputs, targets))

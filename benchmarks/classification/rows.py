@@ -14,7 +14,7 @@ from ala_metric import classification, controller, metrics, training
 from .tasks import Batches, Problem, Task, joined, problem
 from .trial import Size, Trial
 
-USUAL, WIDE = 0.5, 0.05  # least value of a diagonal: the default, and one that leaves much room
+NARROW, WIDE = 0.5, 0.05  # least value of a diagonal: safe where labels are wrong, and the default
 FEATURES = 64  # outputs of a network whose classifier is in the loss
 POLICY_SOURCE = {"glyphs": "digits", "digits": "digits", "imagenet": "cifar10", "cifar10": "digits"}
 
@@ -76,8 +76,10 @@ def fixed(setting: Setting) -> dict[str, Any]:
 
 
 def adaptive_loss(setting: Setting, **options: Any) -> classification.AdaptiveClassificationLoss:
-    """The default form of the loss."""
-    return classification.AdaptiveClassificationLoss(setting.problem.classes, **options)
+    """The default form of the loss; class weights within 2:1 unless said."""
+    return classification.AdaptiveClassificationLoss(
+        setting.problem.classes, **{"diagonal_low": NARROW} | options
+    )
 
 
 def learning_to_teach(setting: Setting) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def wide(setting: Setting) -> dict[str, Any]:
 def _adapted(setting: Setting, **options: Any) -> tuple[Any, dict[str, Any]]:
     optimizer = options.pop("optimizer_name", "sgd")
     trial = setting.trial(optimizer_name=optimizer)
-    loss = adaptive_loss(setting, diagonal_low=options.pop("diagonal_low", USUAL))
+    loss = adaptive_loss(setting, diagonal_low=options.pop("diagonal_low", NARROW))
     loss_fn = trial.adaptive(loss, metric=setting.metric, **options)
     fitted = trial.fit(loss_fn)
     return loss_fn, trial.outcome(fitted=fitted)
@@ -175,7 +177,7 @@ def children(preset: str, count: int, every: int | None = None) -> Run:
     return run
 
 
-def chosen(mode: str, diagonal_low: float = USUAL, **options: Any) -> Run:
+def chosen(mode: str, diagonal_low: float = NARROW, **options: Any) -> Run:
     """Paired forks, or a race."""
 
     def run(setting: Setting) -> dict[str, Any]:
@@ -284,16 +286,18 @@ ROWS: tuple[Row, ...] = (
     Row("l2t", "L2T (Fan et al.), within one run", learning_to_teach),
     Row("l2t-dlf", "L2T-DLF (Wu et al.), one step unrolled", loss_teaching),
     Row("fixed", "fixed Φ = I, softplus form", fixed),
-    Row("random-walk", "random walk Φ", control("random_walk")),
-    Row("random-static", "random static Φ", control("random_static")),
+    Row("random-walk", "random walk Φ in [0.5, 1]", control("random_walk")),
+    Row("random-static", "random static Φ in [0.5, 1]", control("random_static")),
     Row("random-matrix", "ALA (random matrix Φ)", scheduled("random")),
     Row("confusion-matrix", "ALA (confusion matrix Φ)", scheduled("confusion")),
-    Row("ala", "ALA, one child", single),
+    Row("ala", "ALA, one child, Φ in [0.5, 1]", single),
     Row(
-        "ala-200", "ALA, one child, K = 200 (the default)", lambda s: single(s, every=min(200, s.size.steps))
+        "ala-200",
+        "ALA, one child, defaults (K = 200, Φ in [0.05, 1])",
+        lambda s: single(s, diagonal_low=WIDE, every=min(200, s.size.steps)),
     ),
     Row("ala-wide", "ALA, one child, Φ in [0.05, 1]", wide),
-    Row("ala-10", "ALA, 10 children", children("default", 10)),
+    Row("ala-10", "ALA, 10 children, Φ in [0.05, 1]", children("default", 10)),
     Row("paper", 'ALA, preset="paper", K = 200, 10 children', children("paper", 10, every=200)),
     Row("paired", "paired forks", chosen("paired")),
     Row("paired-error", "paired forks, judged by the error itself", coarse),

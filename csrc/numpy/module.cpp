@@ -153,6 +153,24 @@ py::array distance_statistics(const py::array& x, const Labels& labels, const Ar
   return statistics;
 }
 
+// [2, ranks], pessimistic and optimistic, or [2, N] with first_only; offsets count the positives.
+py::array_t<int64_t> positive_ranks(const py::array& x, const Labels& labels, const Labels& offsets,
+                                    const Array& y, const std::optional<Labels>& ref_labels, bool cosine,
+                                    bool first_only, int64_t threads) {
+  ala_positive_ranks_request request{};
+  set_points(request, x, y);
+  set_labels(request, labels, ref_labels);
+  const int64_t count = first_only ? x.shape(0) : offsets.at(x.shape(0));
+  py::array_t<int64_t> ranks({int64_t{2}, count});
+  request.cosine = cosine;
+  request.first_only = first_only;
+  request.offsets = offsets.data();
+  request.pessimistic = ranks.mutable_data();
+  request.optimistic = ranks.mutable_data() + count;
+  run(request, threads, ala_positive_ranks_workspace, ala_positive_ranks);
+  return ranks;
+}
+
 std::string isa() {
   const char* name = nullptr;
   ala_error error{};
@@ -169,4 +187,5 @@ PYBIND11_MODULE(_numpy, module) {
   module.def("distance_mixture", &distance_mixture);
   module.def("focal_weighting", &focal_weighting);
   module.def("distance_statistics", &distance_statistics);
+  module.def("positive_ranks", &positive_ranks);
 }
