@@ -21,7 +21,7 @@ def random_phi(classes: int, off_diagonal: bool, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.rand(classes, classes, generator=generator) * 2 - 1
     matrix = (matrix + matrix.T) / 2 if off_diagonal else torch.zeros(classes, classes)
-    matrix[range(classes), range(classes)] = 0.5 + 0.5 * torch.rand(classes, generator=generator)
+    matrix[range(classes), range(classes)] = 0.05 + 0.95 * torch.rand(classes, generator=generator)
     return matrix
 
 
@@ -429,7 +429,7 @@ def test_actions_name_the_entries_of_phi(classes: int, off_diagonal: bool) -> No
     pairs = [(i, j) for i in range(classes) for j in range(i, classes) if off_diagonal or i == j]
     assert [spec.name for spec in loss_fn.phi_spec] == [f"phi[{i},{j}]" for i, j in pairs]
     for number, ((i, j), spec) in enumerate(zip(pairs, loss_fn.phi_spec)):
-        assert (spec.low, spec.high, spec.rule) == ((0.5 if i == j else -1.0), 1.0, "additive")
+        assert (spec.low, spec.high, spec.rule) == ((0.05 if i == j else -1.0), 1.0, "additive")
         vector = loss_fn.phi_vector
         vector[number] = 0.75
         loss_fn.set_phi(vector)

@@ -354,6 +354,8 @@ def test_a_stopped_demo_takes_its_workers_along(number: int, status: int, tmp_pa
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # a run in the background of a script ignores SIGINT, and its children would too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             assert process.stderr is not None

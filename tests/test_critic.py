@@ -29,7 +29,7 @@ from ala_metric.controller import (
     training_cost,
 )
 
-SPEC = (PhiSpec("a", -1.0, 3.0), PhiSpec("b", 0.5, 64.0, "multiplicative"), PhiSpec("c", 0.05, 1.0))
+SPEC = (PhiSpec("a", -1.0, 3.0), PhiSpec("b", 0.5, 64.0, "multiplicative"), PhiSpec("c", 0.2, 1.0))
 
 
 def draws(count: int, seed: int = 0) -> list[tuple[float, ...]]:

@@ -22,7 +22,6 @@ MANY = 4096
 """More parameters than this travel as tensors, and are left out of the records of a run."""
 REMEMBERED = 128
 BLOCK = 4096
-_FORGIVEN = 1e-6  # of a range, as in PhiSpec.allows
 
 
 class Ranges:
@@ -41,12 +40,12 @@ class Ranges:
         if len(rules) > 1:
             raise ValueError(f"more than {MANY} parameters must have one step rule, got {sorted(rules)}")
         self.multiplicative = rules == {"multiplicative"}
-        rows = [(spec.low, spec.high, spec.scale) for spec in phi_spec]
-        self.low, self.high, scale = torch.tensor(rows, dtype=torch.float32, device="cpu").T.contiguous()
+        rows = [(spec.low, spec.high, spec.scale, *spec.slack()) for spec in phi_spec]
+        columns = torch.tensor(rows, dtype=torch.float32, device="cpu").T.contiguous()
+        self.low, self.high, scale, below, above = columns
         self.size = beta * scale
-        slack = _FORGIVEN * (self.high - self.low)
         # From the floor up there is room for a step down, from the ceiling down for one up.
-        floor, ceiling = self.low - slack, self.high + slack
+        floor, ceiling = self.low - below, self.high + above
         if self.multiplicative:
             self.floor, self.ceiling = floor * self.size.exp(), ceiling * (-self.size).exp()
         else:
