@@ -29,7 +29,7 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "ALA_REQUIRE_NATIVE": ""} | environment,
     )
 
 

@@ -50,6 +50,7 @@ def examine() -> dict[str, Any]:
     """
     versions = {"ala-metric": __version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in DISTRIBUTIONS}
+    versions["torch"] = torch.__version__  # says which build, which the name of the package may not
     names = importlib.metadata.packages_distributions()
     for module in PURPOSE:
         if is_installed(module):
