@@ -114,8 +114,14 @@ class PhiSpec:
         return self.clip(self.low + share * (self.high - self.low))
 
 
-@runtime_checkable
-class AdaptiveLoss(Protocol):
+class _Found(type(Protocol)):  # type: ignore[misc]
+    """``isinstance`` by ``hasattr``: a buffer is found by ``Module.__getattr__``, past which Python 3.12 looks."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return all(hasattr(instance, name) for name in ("phi", "phi_spec", "set_phi", "statistics"))
+
+
+class AdaptiveLoss(Protocol, metaclass=_Found):
     """What the controller needs from a loss: parameters it may move, and statistics to decide by.
 
     ``phi`` is a buffer with ``len(phi_spec)`` elements that the loss reads on every forward.
