@@ -115,12 +115,13 @@ class PhiSpec:
 
 
 class _Found(type(Protocol)):  # type: ignore[misc]
-    """``isinstance`` by ``hasattr``: a buffer is found by ``Module.__getattr__``, past which Python 3.12 looks."""
+    """``isinstance`` by ``hasattr``: from Python 3.12 on, that of a protocol does not see a module's buffers."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return all(hasattr(instance, name) for name in ("phi", "phi_spec", "set_phi", "statistics"))
 
 
+@runtime_checkable
 class AdaptiveLoss(Protocol, metaclass=_Found):
     """What the controller needs from a loss: parameters it may move, and statistics to decide by.
 
