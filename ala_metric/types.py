@@ -115,7 +115,7 @@ class PhiSpec:
 
 
 class _Found(type(Protocol)):  # type: ignore[misc]
-    """``isinstance`` by ``hasattr``: from Python 3.12 on, that of a protocol does not see a module's buffers."""
+    """``isinstance`` by ``hasattr``: since Python 3.12 that of a protocol does not see a module's buffers."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return all(hasattr(instance, name) for name in ("phi", "phi_spec", "set_phi", "statistics"))
