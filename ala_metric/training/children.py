@@ -17,7 +17,7 @@ from .interrupt import Interrupted, first_signal
 from .measure import Measure, counted, smooth_metric
 from .meter import Meter
 from .paired import Paired, PairedSettings
-from .paper import OwnState, PaperChildren
+from .paper import PaperChildren
 from .parts import Parts
 from .processes import Processes
 from .race import Race, RaceSettings
@@ -81,19 +81,17 @@ def fit_children(
 ) -> FitResult:
     """Train the children of a strategy; the winner's weights are in the model at the end."""
     loss_fn: Any = parts.loss_fn
-    paper = isinstance(strategy, PaperChildren)
+    paper = strategy if isinstance(strategy, PaperChildren) else None
     parts = Parts(
         parts.model,
-        OwnState(loss_fn) if paper else loss_fn.loss,
+        paper.own if paper else loss_fn.loss,
         parts.optimizer,
         parts.scheduler,
         parts.miner,
     )
     processes = Processes(parts.device)
-    if processes.size > 1 and paper:
-        raise NotImplementedError(
-            f"children of mode='paper' train in one process, there are {processes.size} of them"
-        )
+    if paper and processes.size > 1:  # as the weights: those of the first process count
+        paper.load_state_dict(processes.share(paper.state_dict(), owner=0))
     meter = Meter()
     settings = getattr(strategy, "settings", None)
     at_end = Measure(loss_fn.validate, loss_fn.metric, loss_fn.loss, meter)
@@ -125,7 +123,7 @@ def fit_children(
             processes,
             store,
             None if hypergradient is None else Hypergradient(hypergradient),
-            follows_loss=paper,
+            paper=paper,
             on_step=on_step,
             stopping=lambda: bool(signals),
         )

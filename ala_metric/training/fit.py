@@ -141,9 +141,12 @@ def fit(
     *Children.* All begin with the same weights, optimizer and random streams and see the same batches. They
     train one after the other in the one ``model``, which holds the winner's weights at the end; the others
     wait as copies of weights and optimizer, so memory grows with the arms that may still win. A child whose
-    loss or metric is not finite is dropped, and counted in the records. Under torch.distributed races and
-    forks divide their arms over the processes, with the same bits as in one process; each process writes a
-    checkpoint file of its own beside ``checkpoint``, and ``validate`` must not use collectives.
+    loss or metric is not finite is dropped, and counted in the records. Under torch.distributed the children
+    of every mode are divided over the processes, with the same bits as in one process; each process writes a
+    checkpoint file of its own beside ``checkpoint``, and ``validate`` must not use collectives. In mode
+    ``"paper"`` all children act by one policy, each with a stream of draws of its own; after every K steps
+    their episodes are learned from in the order of the children, in every process alike. The loss's logger
+    hears the children of rank 0.
 
     Examples
     --------
