@@ -94,6 +94,8 @@ class Stages:
     def run(self) -> Arm:
         """Train all stages that are left; the winner, whose weights are in the model."""
         if self.stage == 0:  # a process that had no checkpoint of its own may differ in its initial weights
+            if self.parts.team is not None:
+                self.start = self.parts.team.share(self.start, owner=0)
             self.start = self.processes.share(self.start, owner=0)
         while self.stage < len(self.strategy.ends):
             for index, arm in enumerate(self.arms):
