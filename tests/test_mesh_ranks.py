@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,26 @@ def test_a_stopped_mesh_resumes_to_the_same_bits(tmp_path: Path, alone: list[Any
     for before, after in zip(whole, together(2, tmp_path, work, (1, 2), tmp_path, 0)):
         np.testing.assert_array_equal(before[0][0], after[0][0])
         assert before[0][1:6] == after[0][1:6]
+
+
+def interrupted(rank: int, folder: Path) -> Any:
+    """A signal reaches one process of a team only."""
+
+    def on_step(done: int, loss: float) -> None:
+        if rank == 1 and done == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    mesh = mesh_of((1, 2))
+    with pytest.raises(training.Interrupted) as stopped:
+        train("paper", mesh, rank, checkpoint=folder / "c", on_step=on_step)
+    return stopped.value.step, train("paper", mesh, rank, checkpoint=folder / "c", resume=True)[:6]
+
+
+def test_a_signal_stops_the_whole_team(tmp_path: Path, alone: list[Any]) -> None:
+    for step, found in together(2, tmp_path, interrupted, tmp_path):
+        assert step == 9
+        np.testing.assert_allclose(found[0], alone[0][0], rtol=RTOL, atol=1e-9)
+        assert found[2:] == alone[0][2:6]
 
 
 def rows_of(pair: int) -> tuple[torch.Tensor, torch.Tensor]:

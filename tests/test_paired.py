@@ -284,6 +284,9 @@ def test_a_diverged_child_costs_its_own_episodes_only() -> None:
     dropped = sum(record.dropped for record in result.records)
     assert 0 < dropped < 6
     assert len(result.records[-1].arms) == 6 - dropped + result.records[-1].dropped
+    # Each child that ends a stage has earned one reward: no action in the first, no measuring after the last.
+    ended = [sum(not arm.failed for arm in record.arms) for record in result.records[1:-1]]
+    assert len(loss_fn.learner.replay) == sum(ended) < 6 * len(ended)
     assert result.steps == 60
 
 
