@@ -10,9 +10,9 @@ import torch.distributed as dist
 Result = TypeVar("Result")
 
 
-def rank() -> int:
-    """Rank of this process; 0 when torch.distributed is not in use."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+def rank(group: Any = None) -> int:
+    """Rank of this process (in a group); 0 when torch.distributed is not in use."""
+    return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
 
 
 def ranks() -> int:

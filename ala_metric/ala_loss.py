@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -38,6 +39,22 @@ _STATE_KEYS = {"mode", "n_params", "beta", "statistics_width", "identities", "ph
     "errors",
     "seconds",
 }
+
+
+def _on(child: bool, work: Callable[[], Any]) -> Any:
+    """Run here for a child, else on rank 0 for all ranks."""
+    return work() if child else on_rank_zero(work)
+
+
+class _Seen(NamedTuple):
+    """What a controller step found: metric, error, reward (None: unknown), and whether it can be used."""
+
+    value: float
+    error: float
+    reward: int | None
+    usable: bool
+    statistics: torch.Tensor | None = None
+    episode: torch.Tensor | None = None
 
 
 class ALALoss(BaseMetricLossFunction):
@@ -176,6 +193,8 @@ class ALALoss(BaseMetricLossFunction):
         self._previous_error: float | None = None
         self._errors: dict[int, float] = {}
         self._seconds = 0.0
+        self._seen: _Seen | None = None  # by a child, at the end of its K iterations
+        self._child_draws: torch.Generator | None = None
         if policy is not None:
             check_policy(policy, self._known_width(probe=True), len(self.phi_spec), self.beta)
         self._given_policy = policy
@@ -280,9 +299,11 @@ class ALALoss(BaseMetricLossFunction):
         Returns
         -------
         dict
-            Plain data: parameters, history of states and records, and the action in flight.
+            Plain data: parameters, history of states and records, the action in flight, and what
+            :meth:`end_of_episode` found, the episode included.
         """
-        return self._progress() | {"child": self._controller.child_state()}
+        seen: dict[str, Any] = {} if self._seen is None else self._seen._asdict() | {"statistics": None}
+        return self._progress() | {"child": self._controller.child_state(), "seen": seen}
 
     def load_child_state(self, state: dict[str, Any]) -> None:
         """Go on as the child of a :meth:`child_state`; the learner stays as it is.
@@ -294,6 +315,36 @@ class ALALoss(BaseMetricLossFunction):
         """
         self._go_on(state)
         self._controller.load_child_state(state["child"])
+        self._seen = _Seen(**state["seen"]) if state["seen"] else None
+
+    @contextmanager
+    def as_child(self, draws: torch.Generator) -> Iterator[None]:
+        """Inside, this is one of several children: it decides in its own process and does not learn.
+
+        Parameters
+        ----------
+        draws
+            Of this child's actions.
+        """
+        self._child_draws = draws
+        try:
+            yield
+        finally:
+            self._child_draws = None
+
+    def end_of_episode(self) -> None:
+        """Measure a child after its K iterations and keep what its action has earned, for the learner.
+
+        The next call of the loss, on entering the next K iterations, draws an action and measures nothing.
+        Between the two the learner may learn from the episodes of all children.
+        """
+        begin = time.perf_counter()
+        seen = self._look()
+        episode = None
+        if seen.usable:
+            episode = self._controller.observe(seen.statistics, seen.reward)
+        self._seen = seen._replace(statistics=None, episode=None if episode is None else episode.row())
+        self._seconds += time.perf_counter() - begin
 
     def settle_width(self) -> None:
         """Fix the width of the policy by a look at the validation set, where the loss does not declare it."""
@@ -305,6 +356,11 @@ class ALALoss(BaseMetricLossFunction):
     def learner(self) -> Learner:
         """The controller's learner; TypeError in a mode without one."""
         return self._controller.learner
+
+    @property
+    def episode_size(self) -> tuple[int, int]:
+        """Parameters that an episode remembers, and the width of their states."""
+        return self._controller.episode_size()
 
     @property
     def _many(self) -> bool:
@@ -373,11 +429,12 @@ class ALALoss(BaseMetricLossFunction):
         left = -done % self.every
         if done == 0 or done + left > self.total_steps or (left > 0 and left not in self.offsets):
             return
+        child = self._child_draws is not None  # the other processes have children of their own
         if left > 0:
-            on_rank_zero(lambda: self._measure_between(left))
+            _on(child, lambda: self._measure_between(left))
             return
-        record, self.dropped, placed = on_rank_zero(lambda: self._step_and_place(done))
-        if rank() != 0:
+        record, self.dropped, placed = _on(child, lambda: self._step_and_place(done))
+        if rank() != 0 and not child:
             self._follow(record, placed)
         self.history.append(record)
         if self.logger is not None and rank() == 0:
@@ -411,23 +468,20 @@ class ALALoss(BaseMetricLossFunction):
     def _controller_step(self, done: int) -> tuple[StepRecord, int]:
         """Measure, reward the previous action and act; the record and the number of dropped steps."""
         begin = time.perf_counter()
-        value, last_error, statistics = self._evaluate(self.scheme.uses_statistics)
-        errors = dict(self._errors)
-        if 0 in self.offsets or not errors:
-            errors[0] = last_error
-        error = discounted_mean(list(errors.values()), list(errors), self.gamma)
+        child = self._seen is not None
+        value, error, reward, usable, statistics, _ = self._seen or self._look()
+        self._seen = None
         many = self._many
         phi: Any = read_vector(self.loss) if many else read_phi(self.loss)
-        reward, entropy = None, None
+        entropy = None
         action: Any = () if many else (0.0,) * len(phi)
-        usable = math.isfinite(error) and math.isfinite(value)
-        if statistics is not None:
-            usable = usable and bool(statistics.isfinite().all())
         if usable:
-            if self._previous_error is not None:
-                reward = sign_reward(self._previous_error, error)
-            self._fit_width(statistics)
-            decision = self.scheme.step(phi, statistics, reward, done / self.total_steps)
+            progress = done / self.total_steps
+            if child:
+                decision = self._controller.act(phi, progress, self._child_draws)
+            else:
+                self._fit_width(statistics)
+                decision = self.scheme.step(phi, statistics, reward, progress)
             write_phi(self.loss, decision.phi)
             entropy, action = decision.entropy, decision.action
             phi = decision.phi if many else read_phi(self.loss)
@@ -442,6 +496,20 @@ class ALALoss(BaseMetricLossFunction):
             phi, action = (), ()
         record = StepRecord(done, value, error, reward, action, tuple(phi), entropy, seconds, summary)
         return record, self.dropped + (not usable)
+
+    def _look(self) -> _Seen:
+        """Metric, error and statistics now, and the reward of the previous action."""
+        value, last_error, statistics = self._evaluate(self.scheme.uses_statistics)
+        errors = dict(self._errors)
+        if 0 in self.offsets or not errors:
+            errors[0] = last_error
+        error = discounted_mean(list(errors.values()), list(errors), self.gamma)
+        usable = math.isfinite(error) and math.isfinite(value)
+        if statistics is not None:
+            usable = usable and bool(statistics.isfinite().all())
+        known = usable and self._previous_error is not None
+        reward = sign_reward(self._previous_error or 0.0, error) if known else None
+        return _Seen(value, error, reward, usable, statistics)
 
     def _validated(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs and targets of the validation set."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from ala_metric import ALALoss, training
 from ala_metric.classification import AdaptiveClassificationLoss
-from ala_metric.controller import ControllerSettings, Policy
+from ala_metric.controller import Controller, ControllerSettings, Policy
 from ala_metric.losses import DistanceMixtureLoss, FocalWeightingLoss
 from ala_metric.metrics import BalancedError, RecallAtK
 from ala_metric.training.hypergradient import Hypergradient
@@ -213,8 +213,7 @@ def test_children_learn_the_bandit_together() -> None:
     assert len(loss_fn.learner.replay) == 256  # 4 * 108 rewards went through one memory
 
 
-def test_one_child_of_many_is_what_one_alone_is() -> None:
-    """With one child the driver gives what the plain loop gives."""
+def test_one_child_of_many_costs_what_one_alone_costs() -> None:
     settings = ControllerSettings(warm_up=4)
     results = []
     for children in (1, 2):
@@ -224,9 +223,43 @@ def test_one_child_of_many_is_what_one_alone_is() -> None:
     alone, both = results
     assert both[0].compute.training_steps == 2 * alone[0].compute.training_steps
     assert len(both[1].history) == len(alone[1].history) == 9
-    # the first action of the first child is the same draw
-    first = [record for record in both[0].records[1].arms if record.number == 2]
-    assert first[0].phi == alone[1].history[0].phi
+
+
+def test_children_by_hand() -> None:
+    """Algorithm 1 for a metric that is the parameter: all act by one policy, then it learns from all."""
+    children, steps = 3, 25
+    settings = ControllerSettings(warm_up=4)
+    task = Task()
+    task.landscape = Landscape((0.0,), (0.0,), low=-1000.0, high=1000.0)
+    task.metric = Value(task.landscape)
+    loss_fn = task.loss(steps, "paper", every=1, seed=5, settings=settings)
+    result = task.fit(steps, "paper", loss_fn=loss_fn, children=children)
+
+    lines = [Controller(loss_fn.phi_spec, seed=5, settings=settings) for _ in range(children)]
+    learner = lines[0].learner
+    for line in lines:
+        line.learner = learner
+    phis, metrics = [[0.0] for _ in lines], [[0.0] for _ in lines]
+    for step in range(1, steps):
+        for line, phi, seen in zip(lines, phis, metrics):
+            reward = float(np.sign(phi[-1] - seen[-1])) if step > 1 else None
+            seen.append(phi[-1])
+            episode = line.observe(torch.tensor([[phi[-1] + 1.0]], dtype=torch.float64), reward)
+            if episode is not None:
+                learner.learn(episode)
+        for child, (line, phi) in enumerate(zip(lines, phis)):
+            number = step * children + child
+            stream = torch.Generator().manual_seed(
+                int(np.random.SeedSequence((5, number)).generate_state(1)[0])
+            )
+            phi.extend(line.act(phi[-1:], step / steps, stream).phi)
+    assert sorted(arm.phi[0] for arm in result.records[-1].arms) == sorted(phi[-1] for phi in phis)
+    assert len({tuple(phi) for phi in phis}) == children
+    assert len(learner.replay) == children * (steps - 2)
+    mine, theirs = learner.state_dict(), loss_fn.learner.state_dict()
+    assert mine["baseline"] == theirs["baseline"]
+    for name, value in mine["policy"].items():
+        assert torch.equal(value, theirs["policy"][name])
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 11, 17, 29])
@@ -251,6 +284,9 @@ def test_a_diverged_child_costs_its_own_episodes_only() -> None:
     dropped = sum(record.dropped for record in result.records)
     assert 0 < dropped < 6
     assert len(result.records[-1].arms) == 6 - dropped + result.records[-1].dropped
+    # Each child that ends a stage has earned one reward: no action in the first, no measuring after the last.
+    ended = [sum(not arm.failed for arm in record.arms) for record in result.records[1:-1]]
+    assert len(loss_fn.learner.replay) == sum(ended) < 6 * len(ended)
     assert result.steps == 60
 
 

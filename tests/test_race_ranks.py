@@ -2,53 +2,33 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from ala_metric import training
 from ala_metric.controller import GroupController
 
 from .landscape import Task
+from .processes import together
 from .test_race import Cliff, noisy_race
 from .test_training import Stop, stop_at
 
 
-def work(rank: int, folder: str, stops: tuple[int, int], results: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    options: dict[str, Any] = {"checkpoint": Path(folder) / "c", "resume": True}
-    outcome: Any = None
+def work(rank: int, folder: Path, stops: tuple[int, int]) -> Any:
+    options: dict[str, Any] = {"checkpoint": folder / "c", "resume": True}
+    if stops[rank]:
+        options |= {"checkpoint_every": 1, "on_step": stop_at(stops[rank])}
     try:
-        if stops[rank]:
-            options |= {"checkpoint_every": 1, "on_step": stop_at(stops[rank])}
-        outcome = noisy_race(**options)[1]
+        left = noisy_race(**options)[1]
     except (Stop, RuntimeError) as error:  # the other process sees that somebody has left
-        outcome = type(error).__name__
-    if stops == (0, 0):
-        task = Task()
-        task.landscape = Cliff((0.45, 0.3), (0.1, 0.9))
-        result = task.fit(40, "race")
-        outcome = [outcome, result.phi, [record.dropped for record in result.records]]
-        outcome.append(forks())
-        try:
-            paper = task.loss(40, "paper")
-            task.fit(40, "paper", loss_fn=paper, children=2)
-        except NotImplementedError as error:
-            outcome.append(str(error))
-    results.put((rank, outcome))
-    results.close()
-    results.join_thread()
-    os._exit(0)  # a process that has left its group does not wait for it
+        return type(error).__name__
+    task = Task()
+    task.landscape = Cliff((0.45, 0.3), (0.1, 0.9))
+    result = task.fit(40, "race")
+    return [left, result.phi, [record.dropped for record in result.records], forks()]
 
 
 def forks() -> list[Any]:
@@ -70,17 +50,7 @@ def forks() -> list[Any]:
 
 
 def two(folder: Path, stops: tuple[int, int]) -> list[Any]:
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    (folder / "meet").unlink(missing_ok=True)
-    started = [context.Process(target=work, args=(rank, str(folder), stops, results)) for rank in (0, 1)]
-    for process in started:
-        process.start()
-    found = dict(results.get(timeout=100) for _ in started)
-    for process in started:
-        process.join(timeout=20)
-        process.kill()
-    return [found[0], found[1]]
+    return together(2, folder, work, folder, stops)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +70,6 @@ def test_two_processes_give_the_bits_of_one(stops: tuple[int, int], tmp_path: Pa
     assert first[1:3] == second[1:3] == [result.phi, [record.dropped for record in result.records]]
     assert sum(first[2]) > 0
     assert first[3] == second[3] == forks()
-    assert first[4] == "children of mode='paper' train in one process, there are 2 of them"
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -114,16 +114,68 @@ class Controller:
         ValueError
             On statistics of another shape or not finite, or a reward that is not finite.
         """
+        episode = self.observe(statistics, reward)
+        if episode is not None:
+            self.learner.learn(episode)
+        return self.act(phi, progress)
+
+    def observe(self, statistics: torch.Tensor | None, reward: float | None) -> Episode | None:
+        """The first half of :meth:`step`, without the learning.
+
+        Parameters
+        ----------
+        statistics, reward
+            As of :meth:`step`.
+
+        Returns
+        -------
+        Episode or None
+            The action in flight with its reward, for the learner; None where that is not known.
+        """
         if statistics is None:
             raise ValueError("the controller needs statistics, got None")
-        self.history.observe(statistics)
-        self._learn(reward)
-        (self._pending,), entropy = self._draw(phi, progress, 1)
-        moved, action = take_actions(self.phi_spec, phi, self._pending.choice, self.beta)
+        self._see(statistics)
+        pending, self._pending = self._pending, None
+        if reward is None or pending is None:
+            return None
+        value = torch.tensor(float(reward), dtype=torch.float32, device="cpu")
+        if not torch.isfinite(value):
+            raise ValueError(f"reward must be finite or None, got {reward}")
+        return pending._replace(reward=value)
+
+    def act(
+        self, phi: Sequence[float] | torch.Tensor, progress: float, generator: torch.Generator | None = None
+    ) -> Decision:
+        """The second half of :meth:`step`: draw and take the next action.
+
+        Parameters
+        ----------
+        phi, progress
+            As of :meth:`step`.
+        generator
+            Of the draw; None for the learner's own.
+
+        Returns
+        -------
+        Decision
+            As of :meth:`step`.
+        """
+        values = cast(Sequence[float], phi)
+        (self._pending,), entropy = self._draw(values, progress, 1, generator=generator)
+        moved, action = take_actions(self.phi_spec, values, self._pending.choice, self.beta)
         return Decision(tuple(moved), tuple(action), entropy)
 
+    def _see(self, statistics: torch.Tensor) -> None:
+        """Take the statistics of one step into the history."""
+        self.history.observe(statistics)
+
     def _draw(
-        self, phi: Sequence[float], progress: float, count: int, *more: torch.Tensor
+        self,
+        phi: Sequence[float],
+        progress: float,
+        count: int,
+        *more: torch.Tensor,
+        generator: torch.Generator | None = None,
     ) -> tuple[list[Episode], float]:
         """Given choices and ``count`` drawn ones as episodes without a reward, and the policy's entropy."""
         states = self.history.encode(phi, progress)
@@ -132,7 +184,7 @@ class Controller:
             table = self.policy.log_probabilities(states, allowed)
             probabilities = table.exp()
             drawn = torch.multinomial(
-                probabilities, count, replacement=True, generator=self.learner.generator
+                probabilities, count, replacement=True, generator=generator or self.learner.generator
             )
             entropy = -(probabilities * table.masked_fill(~allowed, 0.0)).sum(dim=-1).mean()
         unknown = torch.zeros((), dtype=torch.float32, device="cpu")  # replaced when the reward is known
@@ -141,13 +193,9 @@ class Controller:
             for choice in (*more, *(row.clone() for row in drawn.T))
         ], float(entropy)
 
-    def _learn(self, reward: float | None) -> None:
-        """Learn from the reward of the action in flight, where it is known."""
-        if reward is not None and self._pending is not None:
-            value = torch.tensor(float(reward), dtype=torch.float32, device="cpu")
-            if not torch.isfinite(value):
-                raise ValueError(f"reward must be finite or None, got {reward}")
-            self.learner.learn(self._pending._replace(reward=value))
+    def episode_size(self) -> tuple[int, int]:
+        """Parameters that an episode remembers, and the width of their states."""
+        return len(self.phi_spec), self.policy.state_width
 
     def drop(self) -> None:
         """Forget the previous action: its reward cannot be known."""

@@ -91,6 +91,27 @@ class Episode(NamedTuple):
     log_probability: torch.Tensor
     reward: torch.Tensor
 
+    def row(self) -> torch.Tensor:
+        """All of it in one float64 row of fixed size, without loss."""
+        return torch.cat([part.flatten().double() for part in self])
+
+    @staticmethod
+    def of_row(row: torch.Tensor, count: int, width: int) -> Episode:
+        """The episode of a :meth:`row`, of ``count`` parameters with states of this width."""
+        states, allowed, choice, chances, reward = row.split(Episode.row_parts(count, width))
+        return Episode(
+            states.float().reshape(count, width),
+            allowed.bool().reshape(count, 3),
+            choice.long(),
+            chances.float(),
+            reward.float().reshape(()),
+        )
+
+    @staticmethod
+    def row_parts(count: int, width: int) -> list[int]:
+        """Numbers per field in a :meth:`row`."""
+        return [count * width, 3 * count, count, count, 1]
+
 
 class Learner:
     """A policy, its optimiser, replay memory and baseline, and the generator of all their randomness.

@@ -175,32 +175,33 @@ class ManyController(Controller):
         self.ranges = Ranges(phi_spec, self.beta)
         self.columns = ColumnHistory(len(phi_spec), statistics_width, self.history.standardized)
 
-    def step(
-        self,
-        phi: Sequence[float] | torch.Tensor,
-        statistics: torch.Tensor | None,
-        reward: float | None,
-        progress: float,
+    def act(
+        self, phi: Sequence[float] | torch.Tensor, progress: float, generator: torch.Generator | None = None
     ) -> Decision:
-        """As :meth:`Controller.step`; the decision holds tensors ``[n]``."""
-        if statistics is None:
-            raise ValueError("the controller needs statistics, got None")
-        self.columns.observe(statistics)
-        self._learn(reward)
+        """As :meth:`Controller.act`; the decision holds tensors ``[n]``."""
         values = torch.as_tensor(phi, dtype=torch.float32, device="cpu")
+        generator = generator or self.learner.generator
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            choice = self._choose(values, progress)
-            remembered = self._remember(values, choice, progress)
+            choice = self._choose(values, progress, generator)
+            remembered = self._remember(values, choice, progress, generator)
         way = choice.float().sub_(1.0)
         moved = self.ranges.stepped(values, way)
         return Decision(
             cast(tuple[float, ...], moved), cast(tuple[float, ...], way.mul_(self.beta)), remembered
         )
 
-    def _choose(self, values: torch.Tensor, progress: float) -> torch.Tensor:
+    def episode_size(self) -> tuple[int, int]:
+        """As :meth:`Controller.episode_size`."""
+        return min(REMEMBERED, len(self.phi_spec)), self.policy.state_width
+
+    def _see(self, statistics: torch.Tensor) -> None:
+        """Take the statistics of one step into the columns."""
+        self.columns.observe(statistics)
+
+    def _choose(self, values: torch.Tensor, progress: float, generator: torch.Generator) -> torch.Tensor:
         """``[n]`` draws: 0 is -beta, 1 is no step, 2 is +beta."""
         count, columns = len(values), self.columns
-        draws = torch.rand(count, generator=self.learner.generator)
+        draws = torch.rand(count, generator=generator)
         coordinates = self.ranges.coordinate(values)
         down, up = values >= self.ranges.floor, values <= self.ranges.ceiling
         choice = torch.empty(count, dtype=torch.int8)
@@ -231,10 +232,12 @@ class ManyController(Controller):
             choice[part] = (place >= low).to(torch.int8).add_((place >= middle).logical_and_(up[part]))
         return choice
 
-    def _remember(self, values: torch.Tensor, choice: torch.Tensor, progress: float) -> float:
+    def _remember(
+        self, values: torch.Tensor, choice: torch.Tensor, progress: float, generator: torch.Generator
+    ) -> float:
         """Keep a random part as the episode in flight; the mean entropy of its actions."""
-        count, columns, ranges = min(REMEMBERED, len(values)), self.columns, self.ranges
-        rows = torch.randint(len(values), (count,), generator=self.learner.generator)
+        count, columns, ranges = self.episode_size()[0], self.columns, self.ranges
+        rows = torch.randint(len(values), (count,), generator=generator)
         own = torch.stack((ranges.coordinate(values)[rows], torch.full((count,), progress)))
         states = torch.cat((columns.at(rows)[columns.order()], columns.change[:, rows], own)).T
         some = values[rows]

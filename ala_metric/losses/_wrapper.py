@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._gather import gather_rows, row_counts
+from .._gather import Group, gather_rows, row_counts
 from ..types import PhiSpec
 from . import _distance
 from ._base import AdaptivePairLoss
@@ -65,14 +65,21 @@ def all_pairs(
     return loss.merge(loss.partial(x, labels, y, ref_labels, own, phi)[None], phi)
 
 
-def reduce(loss: AdaptivePairLoss, losses: Tensor, embeddings: Tensor, labels: Tensor, together: bool) -> Any:
+def reduce(
+    loss: AdaptivePairLoss,
+    losses: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    together: bool,
+    group: Group = None,
+) -> Any:
     """What ``forward`` of pytorch-metric-learning does with loss terms; ``together``: with all ranks'."""
     loss.reset_stats()
     if together:
-        counts = row_counts(labels)
-        losses, labels = gather_rows(losses, counts), gather_rows(labels, counts)
+        counts = row_counts(labels, group)
+        losses, labels = gather_rows(losses, counts, group), gather_rows(labels, counts, group)
         if loss.embedding_regularizer is not None:
-            embeddings = gather_rows(embeddings, counts)
+            embeddings = gather_rows(embeddings, counts, group)
     terms = {"loss": loss.zero_loss()} if losses.shape[0] == 0 else loss.per_anchor(losses)
     loss.add_embedding_regularization_to_loss_dict(terms, embeddings)
     return loss.reducer(terms, embeddings, labels)

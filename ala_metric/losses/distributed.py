@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._gather import gather_rows, pass_on, row_counts, world_size
+from .._gather import Group, gather_rows, pass_on, row_counts, world_size
 from .._ranks import rank
 from . import _distance
 from ._base import AdaptivePairLoss, check_rows
@@ -39,6 +39,8 @@ class DistributedLoss(PassesPhiOn, nn.Module):
         still gathers.
     miner
         Called as ``miner(embeddings, labels)`` (and with references, where given) on the rows of all ranks.
+    group
+        The ranks that share a batch, such as ``mesh.get_group("data")``; None for all.
 
     Raises
     ------
@@ -63,7 +65,12 @@ class DistributedLoss(PassesPhiOn, nn.Module):
     """
 
     def __init__(
-        self, loss: nn.Module, *, ring: bool = False, miner: Callable[..., Indices] | None = None
+        self,
+        loss: nn.Module,
+        *,
+        ring: bool = False,
+        miner: Callable[..., Indices] | None = None,
+        group: Group = None,
     ) -> None:
         super().__init__()
         if not isinstance(loss, nn.Module):
@@ -80,7 +87,7 @@ class DistributedLoss(PassesPhiOn, nn.Module):
                 f"got {type(loss).__name__} and miner={miner!r}"
             )
         self.loss: Any = loss
-        self.ring, self.miner = ring, miner
+        self.ring, self.miner, self.group = ring, miner, group
 
     def forward(
         self,
@@ -95,11 +102,11 @@ class DistributedLoss(PassesPhiOn, nn.Module):
         plain = indices_tuple is None and self.miner is None and ref_emb is None and labels is not None
         if self.ring and not plain:
             raise ValueError("ring=True needs labels, and neither indices_tuple nor references")
-        if world_size() > 1 and plain and is_fused(self.loss):
+        if world_size(self.group) > 1 and plain and is_fused(self.loss):
             return self._of_own_anchors(embeddings, labels)
-        embeddings, labels = _joined(embeddings, labels)
+        embeddings, labels = _joined(embeddings, labels, self.group)
         if ref_emb is not None:
-            ref_emb, ref_labels = _joined(ref_emb, ref_labels)
+            ref_emb, ref_labels = _joined(ref_emb, ref_labels, self.group)
         if self.miner is not None:
             references = () if ref_emb is None else (ref_emb, ref_labels)
             indices_tuple = self.miner(embeddings, labels, *references)
@@ -108,21 +115,23 @@ class DistributedLoss(PassesPhiOn, nn.Module):
     def _of_own_anchors(self, embeddings: Tensor, labels: Any) -> Any:
         labels = labels.to(embeddings.device, torch.int64)
         rows = _distance.rows(self.loss.distance, embeddings)
-        counts = row_counts(labels)
+        group = self.group
+        counts = row_counts(labels, group)
         if self.ring:
-            losses = _Ring.apply(rows, labels, self.loss.phi.to(rows.device, copy=True), self.loss, counts)
+            phi = self.loss.phi.to(rows.device, copy=True)
+            losses = _Ring.apply(rows, labels, phi, self.loss, counts, group)
         else:
-            own = sum(counts[: rank()]) + torch.arange(len(labels), device=labels.device)
-            every = gather_rows(rows, counts), gather_rows(labels, counts)
+            own = sum(counts[: rank(group)]) + torch.arange(len(labels), device=labels.device)
+            every = gather_rows(rows, counts, group), gather_rows(labels, counts, group)
             losses = all_pairs(self.loss, rows, labels, *every, own)
-        return reduce(self.loss, losses, embeddings, labels, together=True)
+        return reduce(self.loss, losses, embeddings, labels, together=True, group=group)
 
 
-def _joined(rows: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    counts = row_counts(rows)
+def _joined(rows: Tensor, labels: Tensor | None, group: Group) -> tuple[Tensor, Tensor | None]:
+    counts = row_counts(rows, group)
     if labels is not None:
-        labels = gather_rows(labels.to(rows.device), counts)
-    return gather_rows(rows, counts), labels
+        labels = gather_rows(labels.to(rows.device), counts, group)
+    return gather_rows(rows, counts, group), labels
 
 
 class _Ring(torch.autograd.Function):
@@ -130,13 +139,19 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, labels: Tensor, phi: Tensor, loss: AdaptivePairLoss, counts: list[int]
+        ctx: Any,
+        x: Tensor,
+        labels: Tensor,
+        phi: Tensor,
+        loss: AdaptivePairLoss,
+        counts: list[int],
+        group: Group,
     ) -> Tensor:
         found = []
-        for block, block_labels, own, _ in _blocks(x, labels, counts, None):
+        for block, block_labels, own, _ in _blocks(x, labels, counts, None, group):
             found.append(loss.partial(x, labels, block, block_labels, own, phi))
         partials = torch.stack(found)
-        ctx.loss, ctx.counts = loss, counts
+        ctx.loss, ctx.counts, ctx.group = loss, counts, group
         ctx.save_for_backward(x, labels, phi, partials)
         return loss.merge(partials, phi)
 
@@ -148,27 +163,28 @@ class _Ring(torch.autograd.Function):
             (weights,) = torch.autograd.grad(ctx.loss.merge(leaves, phi), leaves, grad)
         grad_x = torch.zeros_like(x)
         travelling = [torch.zeros_like(x)]  # the gradient of a block goes around with it, and home at the end
-        for k, (block, block_labels, own, grads) in enumerate(_blocks(x, labels, ctx.counts, travelling)):
+        blocks = _blocks(x, labels, ctx.counts, travelling, ctx.group)
+        for k, (block, block_labels, own, grads) in enumerate(blocks):
             with torch.enable_grad():
                 anchors, others = x.detach().requires_grad_(), block.detach().requires_grad_()
                 partial = ctx.loss.partial(anchors, labels, others, block_labels, own, phi)
                 mine, theirs = torch.autograd.grad(partial, (anchors, others), weights[k])
             grad_x += mine
             grads[0] += theirs
-        return grad_x + travelling[0], None, None, None, None
+        return grad_x + travelling[0], None, None, None, None, None
 
 
 def _blocks(
-    x: Tensor, labels: Tensor, counts: list[int], travelling: list[Tensor] | None
+    x: Tensor, labels: Tensor, counts: list[int], travelling: list[Tensor] | None, group: Group
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None, list[Tensor]]]:
     """Rows and labels of this rank, then those of the ranks before it; ``travelling`` goes with them."""
     own: Tensor | None = torch.arange(len(labels), device=labels.device)
     block = [x, labels]
     for step in range(1, len(counts) + 1):
         yield block[0], block[1], own, travelling or []
-        rows = counts[(rank() - step) % len(counts)]
+        rows = counts[(rank(group) - step) % len(counts)]
         own = None
         if step < len(counts):
-            block = pass_on(block, rows)
+            block = pass_on(block, rows, group)
         if travelling is not None:
-            travelling[:] = pass_on(travelling, rows)
+            travelling[:] = pass_on(travelling, rows, group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,10 @@ from .batches import SharedBatches
 from .checkpoint import save_checkpoint
 from .hypergradient import Hypergradient
 from .interrupt import Interrupted, first_signal
-from .measure import Measure, counted, smooth_metric
+from .measure import Measure, by_first, counted, smooth_metric
 from .meter import Meter
 from .paired import Paired, PairedSettings
-from .paper import OwnState, PaperChildren
+from .paper import PaperChildren
 from .parts import Parts
 from .processes import Processes
 from .race import Race, RaceSettings
@@ -78,28 +79,34 @@ def fit_children(
     checkpoint_every: int | None,
     resume: bool,
     on_step: Callable[[int, float], None] | None,
+    processes: Processes,
 ) -> FitResult:
     """Train the children of a strategy; the winner's weights are in the model at the end."""
     loss_fn: Any = parts.loss_fn
-    paper = isinstance(strategy, PaperChildren)
+    paper = strategy if isinstance(strategy, PaperChildren) else None
     parts = Parts(
         parts.model,
-        OwnState(loss_fn) if paper else loss_fn.loss,
+        paper.own if paper else loss_fn.loss,
         parts.optimizer,
         parts.scheduler,
         parts.miner,
+        parts.team,
     )
-    processes = Processes(parts.device)
-    if processes.size > 1 and paper:
-        raise NotImplementedError(
-            f"children of mode='paper' train in one process, there are {processes.size} of them"
-        )
+    team = parts.team
+    if paper and (processes.size > 1 or team):  # as the weights: those of the first process count
+        state = paper.state_dict()
+        paper.load_state_dict(processes.share(team.share(state, owner=0) if team else state, owner=0))
     meter = Meter()
     settings = getattr(strategy, "settings", None)
     at_end = Measure(loss_fn.validate, loss_fn.metric, loss_fn.loss, meter)
     metric = getattr(settings, "metric", None) or smooth_metric(loss_fn.metric)
     validate = getattr(settings, "validate", None) or loss_fn.validate
     hypergradient = getattr(settings, "hypergradient", None)
+    if team is not None:
+        if hypergradient is not None:
+            raise NotImplementedError("hypergradients of a child that several processes train")
+        if getattr(settings, "validate", None) is not None:
+            validate = by_first(validate, team)
     task = {
         "kind": type(strategy).__name__,
         "ends": list(strategy.ends),
@@ -108,8 +115,10 @@ def fit_children(
         "processes": processes.size,
         "sampler": batches.sampler.state_dict() | {"position": 0},
     }
-    store = Store(target, checkpoint_every, task, processes)
-    saved = store.load() if resume else None
+    store = Store(target if team is None or team.rank == 0 else None, checkpoint_every, task, processes)
+    saved = store.load() if resume and (team is None or team.rank == 0) else None
+    if team is not None:
+        saved = team.share({"saved": saved}, owner=0)["saved"]
     started = time.perf_counter()
     if not parts.model.training:
         parts.model.train()
@@ -125,9 +134,9 @@ def fit_children(
             processes,
             store,
             None if hypergradient is None else Hypergradient(hypergradient),
-            follows_loss=paper,
+            paper=paper,
             on_step=on_step,
-            stopping=lambda: bool(signals),
+            stopping=lambda: bool(signals) if team is None else team.totals([float(bool(signals))])[0] > 0,
         )
         if saved is None:
             stages.begin()
@@ -139,7 +148,8 @@ def fit_children(
         except Stopped:
             store.save(stages.state_dict())
             where = None if store.path is None else str(store.path)
-            raise Interrupted(signals[0], step=meter.training_steps, saved_to=where) from None
+            number = int(signals[0]) if signals else int(signal.SIGTERM)  # of another process of the team
+            raise Interrupted(number, step=meter.training_steps, saved_to=where) from None
         if store.path is not None:
             state = {"task": task, "stages": stages.state_dict(), "model": parts.model.state_dict()}
             save_checkpoint(store.path, state)

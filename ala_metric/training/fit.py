@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -21,14 +21,19 @@ from .arm import Phi
 from .batches import SharedBatches, endless_batches
 from .checkpoint import load_checkpoint, save_checkpoint
 from .children import Mode, check_mode, fit_children, make_strategy
+from .embed import device_of
 from .interrupt import Interrupted, first_signal
-from .measure import counted
+from .measure import counted, validated_by_first
 from .meter import Meter
 from .paired import PairedSettings
 from .parts import Parts
+from .processes import Processes
 from .race import RaceSettings
 from .random_streams import random_streams
 from .result import FitResult
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class LabelledDataset(Protocol):
@@ -66,6 +71,7 @@ def fit(
     checkpoint_every: int | None = None,
     resume: bool = False,
     on_step: Callable[[int, float], None] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> FitResult:
     """Train a model with a plain or an adaptive loss.
 
@@ -118,6 +124,9 @@ def fit(
         Go on from ``checkpoint`` if that file exists.
     on_step
         Called as ``on_step(steps_done, loss)`` after each step; with children, the steps of all of them.
+    mesh
+        Two dimensions named ``("child", "data")``: children are divided along the first, and the processes
+        along the second train one child together. See the notes.
 
     Returns
     -------
@@ -141,9 +150,20 @@ def fit(
     *Children.* All begin with the same weights, optimizer and random streams and see the same batches. They
     train one after the other in the one ``model``, which holds the winner's weights at the end; the others
     wait as copies of weights and optimizer, so memory grows with the arms that may still win. A child whose
-    loss or metric is not finite is dropped, and counted in the records. Under torch.distributed races and
-    forks divide their arms over the processes, with the same bits as in one process; each process writes a
-    checkpoint file of its own beside ``checkpoint``, and ``validate`` must not use collectives.
+    loss or metric is not finite is dropped, and counted in the records. Under torch.distributed the children
+    of every mode are divided over the processes, with the same bits as in one process; each process writes a
+    checkpoint file of its own beside ``checkpoint``, and ``validate`` must not use collectives. In mode
+    ``"paper"`` all children act by one policy, each with a stream of draws of its own; after every K steps
+    their episodes are learned from in the order of the children, in every process alike. The loss's logger
+    hears the children of rank 0.
+
+    *One child on several devices.* With a ``mesh`` each process of a ``"data"`` group computes the loss of
+    its share of every batch; gradients are averaged before the optimizer's step, and the first process of the
+    group validates for it. That is the training of one process up to rounding where the loss is a mean over
+    samples, or a :class:`ala_metric.losses.DistributedLoss` with ``group=mesh.get_group("data")``, and the
+    model treats samples one by one (batch norm: ``SyncBatchNorm`` with that group). The model is given as it
+    is, not in DistributedDataParallel. All processes of a group draw the same random numbers. Without
+    ``miner`` (``DistributedLoss`` has one) and hypergradients.
 
     Examples
     --------
@@ -164,16 +184,37 @@ def fit(
     target = _checked_target(total_steps, checkpoint, checkpoint_every, resume)
     sampler = ClassBalancedSampler(dataset.labels, classes=batch_classes, per_class=per_class, seed=seed)
     check_mode(mode, loss_fn, children, total_steps)
-    parts = Parts(model, loss_fn, optimizer, scheduler, miner)
+    device = device_of(model)
+    processes, team = Processes(device), None
+    if mesh is not None:
+        if mode is None or (mode == "paper" and children == 1):
+            raise ValueError(f"mesh needs several children, got mode={mode!r} and children={children}")
+        processes, team = _on_mesh(mesh, device, batch_classes * per_class, miner)
+    parts = Parts(model, loss_fn, optimizer, scheduler, miner, team)
     if mode in ("paired", "race") or children > 1:
         strategy = make_strategy(mode, loss_fn, total_steps, seed, budget, children, race, paired)
         batches = SharedBatches(dataset, sampler, workers)
-        return fit_children(
-            parts, strategy, batches, target, checkpoint_every, resume=resume, on_step=on_step
-        )
+        with validated_by_first(loss_fn, team):
+            return fit_children(
+                parts, strategy, batches, target, checkpoint_every, resume, on_step, processes
+            )
     return _fit_alone(
         parts, dataset, sampler, workers, total_steps, target, checkpoint_every, resume, on_step
     )
+
+
+def _on_mesh(mesh: DeviceMesh, device: torch.device, rows: int, miner: Any) -> tuple[Processes, Processes]:
+    """Processes among which the children are divided, and those that train one child together."""
+    if mesh.mesh_dim_names != ("child", "data"):
+        raise ValueError(f"mesh must have the dimensions ('child', 'data'), got {mesh.mesh_dim_names}")
+    if miner is not None:
+        raise ValueError("with a mesh give the miner to DistributedLoss, which sees the whole batch")
+    processes, team = (Processes(device, mesh.get_group(name)) for name in ("child", "data"))
+    if rows % team.size:
+        raise ValueError(
+            f"a batch of {rows} samples cannot be shared equally by the {team.size} processes of 'data'"
+        )
+    return processes, team
 
 
 def _fit_alone(

@@ -16,6 +16,7 @@ from ..ala_loss import ALALoss
 from ..metrics import RecallAtK
 from ..types import Metric
 from .meter import Meter
+from .processes import Processes
 
 Validate = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 RUNG_DEPTHS = (1, 2, 4, 8)
@@ -105,6 +106,40 @@ class Measure:
         self.meter.validation_seconds += time.perf_counter() - begin
         score = value if self.metric.higher_is_better else -value
         return value, score, None if statistics is None else statistics.detach().cpu()
+
+
+@contextmanager
+def validated_by_first(loss_fn: Any, team: Processes | None) -> Iterator[None]:
+    """Inside, the first process of a team validates for the others, so that all decide alike."""
+    original = loss_fn.validate
+    if team is not None:
+        loss_fn.__dict__["validate"] = by_first(original, team)
+    try:
+        yield
+    finally:
+        loss_fn.__dict__["validate"] = original
+
+
+def by_first(validate: Validate, team: Processes) -> Validate:
+    """A validation that the first process of a team does for all."""
+
+    def validated() -> tuple[torch.Tensor, torch.Tensor]:
+        found: dict[str, Any] = {}
+        failure: Exception | None = None
+        if team.rank == 0:
+            try:
+                outputs, targets = outputs_and_targets(validate())
+                found = {"outputs": outputs, "targets": targets, "device": outputs.device.type, "error": ""}
+            except Exception as error:
+                failure, found = error, {"error": f"{type(error).__name__}: {error}"}
+        found = team.share(found, owner=0)
+        if failure is not None:
+            raise failure
+        if found["error"]:
+            raise RuntimeError(f"the first process of the team failed: {found['error']}")
+        return found["outputs"].to(found["device"]), found["targets"].to(found["device"])
+
+    return validated
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .embed import device_of
+from .processes import Processes
 from .random_streams import random_streams, restore_random_streams
 
 
@@ -21,6 +22,8 @@ class Parts:
     ----------
     model, loss_fn, optimizer, scheduler, miner
         As for ``fit``.
+    team
+        Processes that train this model together, each on its share of every batch; None for this one alone.
 
     Examples
     --------
@@ -40,9 +43,10 @@ class Parts:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         miner: Callable[..., Any] | None = None,
+        team: Processes | None = None,
     ) -> None:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
-        self.scheduler, self.miner = scheduler, miner
+        self.scheduler, self.miner, self.team = scheduler, miner, team
         self.device = device_of(model)
         candidates = {
             "model": model,
@@ -82,12 +86,19 @@ class Parts:
         FloatingPointError
             If the loss is NaN or infinite; the weights have not changed then.
         """
+        team = self.team
+        if team is not None:
+            inputs, labels = team.part(inputs), team.part(labels)
         loss = self.loss(inputs, labels)
         value = float(loss.detach())
+        if team is not None:  # all go on or all stop
+            value = team.totals([value])[0] / team.size
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss of step {number} is {value}")
         self.optimizer.zero_grad()
         loss.backward()
+        if team is not None:
+            team.average_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()

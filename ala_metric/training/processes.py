@@ -1,8 +1,9 @@
-"""Several processes with one child each: who trains which arm, and how results and weights travel."""
+"""Several processes: who trains which arm, how results and weights travel, and several that train one."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch.distributed as dist
 
 
 class Processes:
-    """The processes of torch.distributed, or this one alone.
+    """The processes of torch.distributed or of a group of it, or this one alone.
 
     Collectives have a fixed size, except weights: their size is sent first.
 
@@ -18,6 +19,8 @@ class Processes:
     ----------
     device
         Device of the training, used by the backends that do not take CPU tensors.
+    group
+        A process group that this one belongs to; None for all processes.
 
     Examples
     --------
@@ -26,10 +29,11 @@ class Processes:
     (0, 1, True)
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, group: Any = None) -> None:
         active = dist.is_available() and dist.is_initialized()
-        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if active else (0, 1)
-        self.device = device if active and dist.get_backend() == "nccl" else torch.device("cpu")
+        self.group = group
+        self.rank, self.size = (dist.get_rank(group), dist.get_world_size(group)) if active else (0, 1)
+        self.device = device if active and dist.get_backend(group) == "nccl" else torch.device("cpu")
 
     def owner(self, index: int) -> int:
         """Rank that trains the arm with this index in its stage."""
@@ -44,7 +48,7 @@ class Processes:
         if self.size == 1:
             return table
         tables = [torch.empty_like(table, device=self.device) for _ in range(self.size)]
-        dist.all_gather(tables, table.to(self.device))
+        dist.all_gather(tables, table.to(self.device), group=self.group)
         return torch.stack([tables[self.owner(index)][index] for index in range(len(table))]).cpu()
 
     def everyone(self, number: int) -> list[int]:
@@ -53,7 +57,7 @@ class Processes:
             return [number]
         mine = torch.tensor([number], device=self.device)
         numbers = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(numbers, mine)
+        dist.all_gather(numbers, mine, group=self.group)
         return [int(item) for item in numbers]
 
     def totals(self, numbers: list[float]) -> list[float]:
@@ -61,7 +65,7 @@ class Processes:
         if self.size == 1:
             return numbers
         mine = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(mine)
+        dist.all_reduce(mine, group=self.group)
         result: list[float] = mine.tolist()
         return result
 
@@ -77,16 +81,34 @@ class Processes:
             torch.save(state, buffer)
             payload = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
         length = torch.tensor([payload.numel()], device=self.device)
-        dist.broadcast(length, src=owner)
+        source = owner if self.group is None else dist.get_global_rank(self.group, owner)
+        dist.broadcast(length, src=source, group=self.group)
         if self.rank != owner:
             payload = torch.empty(int(length), dtype=torch.uint8)
         payload = payload.to(self.device)
-        dist.broadcast(payload, src=owner)
+        dist.broadcast(payload, src=source, group=self.group)
         if self.rank == owner and state is not None:
             return state
         received = io.BytesIO(payload.cpu().numpy().tobytes())
         shared: dict[str, Any] = torch.load(received, map_location="cpu", weights_only=True)
         return shared
+
+    def part(self, rows: torch.Tensor) -> torch.Tensor:
+        """The share of this process of a batch whose rows are a multiple of the processes."""
+        return rows if self.size == 1 else rows.tensor_split(self.size)[self.rank]
+
+    def average_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Replace the gradients by their means over the processes."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.size == 1 or not gradients:
+            return
+        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+            some = [gradient for gradient in gradients if gradient.dtype == dtype]
+            mean = torch.cat([gradient.flatten() for gradient in some])
+            dist.all_reduce(mean, group=self.group)
+            mean /= self.size
+            for gradient, piece in zip(some, mean.split([gradient.numel() for gradient in some])):
+                gradient.copy_(piece.view_as(gradient))
 
     def wait(self) -> None:
         """Go on when all processes are here."""

@@ -17,6 +17,7 @@ from .batches import SharedBatches
 from .hypergradient import Hypergradient
 from .measure import Measure
 from .meter import Meter
+from .paper import PaperChildren
 from .parts import Parts
 from .processes import Processes
 from .store import Store
@@ -54,8 +55,8 @@ class Stages:
         Checkpoints.
     hypergradient
         Moves the parameters of arms that ask for it.
-    follows_loss
-        Whether the loss moves its own parameters between two steps.
+    paper
+        The strategy itself, where its arms share a learner and the loss moves its own parameters.
     on_step
         Called as ``on_step(steps of all arms, loss)``.
     stopping
@@ -72,7 +73,7 @@ class Stages:
     processes: Processes
     store: Store
     hypergradient: Hypergradient | None = None
-    follows_loss: bool = False
+    paper: PaperChildren | None = None
     on_step: Callable[[int, float], None] | None = None
     stopping: Callable[[], bool] = lambda: False
 
@@ -93,6 +94,8 @@ class Stages:
     def run(self) -> Arm:
         """Train all stages that are left; the winner, whose weights are in the model."""
         if self.stage == 0:  # a process that had no checkpoint of its own may differ in its initial weights
+            if self.parts.team is not None:
+                self.start = self.parts.team.share(self.start, owner=0)
             self.start = self.processes.share(self.start, owner=0)
         while self.stage < len(self.strategy.ends):
             for index, arm in enumerate(self.arms):
@@ -132,6 +135,8 @@ class Stages:
         if arm.failed or (arm.step == end and (arm.score is not None or not measured)):
             return
         self._load(arm)
+        if self.paper is not None:
+            self.paper.enter(arm)
         try:
             for inputs, labels in self.batches.between(arm.step, end):
                 self._before_a_step()
@@ -140,6 +145,8 @@ class Stages:
                 self._step(arm, inputs, labels)
             if measured:
                 self._measure(arm)
+            elif self.paper is not None:
+                self.paper.leave()
         except (FloatingPointError, ValueError, RuntimeError) as error:
             # A diverged child is no reason to stop its siblings; anything else is.
             if not isinstance(error, FloatingPointError) and self._finite():
@@ -155,7 +162,7 @@ class Stages:
         """One training step of the arm in the parts."""
         begin = time.perf_counter()
         value = self.parts.step(arm.step + 1, inputs, labels)
-        if self.follows_loss:  # before the losses: the loss moved on entering this step
+        if self.paper is not None:  # before the losses: the loss moved on entering this step
             arm.follow(read_phi(self.loss))
         arm.losses.append(value)
         arm.step += 1
@@ -198,6 +205,8 @@ class Stages:
             raise FloatingPointError(
                 f"every arm failed in stage {self.stage}; the first because {self.arms[0].failed}"
             )
+        if self.paper is not None:
+            self.paper.learn(self.arms, self.processes)
         branches = self.strategy.after(self.stage, self.arms)
         rewards = relative_rewards(scores)
         living = {branch.parent for branch in branches}
@@ -211,7 +220,7 @@ class Stages:
         dropped = sum(bool(arm.failed) for arm in self.arms)
         start = self.strategy.ends[self.stage - 1] if self.stage else 0
         self.records.append(StageRecord(self.stage, start, end, rows, dropped, self.meter.overhead))
-        self._exchange_weights(sorted(index for index in living if index is not None))
+        self._exchange_weights(branches)
         before = self.arms
         self.arms = [
             self._arm(branch, None if branch.parent is None else before[branch.parent]) for branch in branches
@@ -253,13 +262,18 @@ class Stages:
         arm, owner = self.arms[best[0]], self.processes.owner(best[0])
         arm.statistics = self.processes.share({"statistics": arm.statistics}, owner)["statistics"]
 
-    def _exchange_weights(self, living: list[int]) -> None:
-        """Give every process the snapshots of the arms that go on."""
+    def _exchange_weights(self, branches: list[Branch]) -> None:
+        """Give every process the snapshots that another than their owner needs."""
         if self.processes.size == 1:
             return
-        for index in living:
-            arm = self.arms[index]
+        last = self.stage == len(self.strategy.ends) - 1
+        for index, arm in enumerate(self.arms):
             owner = self.processes.owner(index)
+            heirs = {self.processes.owner(i) for i, branch in enumerate(branches) if branch.parent == index}
+            if not heirs or (heirs == {owner} and not last):
+                if owner != self.processes.rank:
+                    arm.snapshot = None
+                continue
             state = self.processes.share(
                 {"snapshot": arm.snapshot, "losses": torch.tensor(arm.losses, dtype=torch.float64)}
                 | {"phi_history": [[step, list(phi)] for step, phi in arm.phi_history]},
