@@ -45,7 +45,11 @@ def set_checks(level: Literal["auto", "full", "cheap"]) -> None:
     _checks = level
 
 
-_thread = threading.local()
+class _Thread(threading.local):
+    known = False
+
+
+_thread = _Thread()
 
 
 @contextmanager
@@ -59,9 +63,9 @@ def known_values() -> Iterator[None]:
 
 
 def _values_are_checked(x: Tensor) -> bool:
-    if torch.compiler.is_compiling() or getattr(_thread, "known", False):
+    if torch.compiler.is_compiling() or _thread.known:
         return False
-    return _checks == "full" or (_checks == "auto" and x.device.type == "cpu")
+    return _checks == "full" or (_checks == "auto" and x.is_cpu)
 
 
 def _all_finite(x: Tensor) -> bool:
