@@ -131,10 +131,11 @@ def _packed(labels: Tensor | None) -> Tensor | None:
     return None if labels is None else labels.contiguous()
 
 
-def _wanted(*inputs: Tensor | None) -> tuple[bool, ...]:
+def _wanted(emb: Tensor, ref_emb: Tensor | None, phi: Tensor) -> tuple[bool, bool, bool]:
     """Which inputs need a gradient."""
-    recording = torch.is_grad_enabled()
-    return tuple(recording and x is not None and x.requires_grad for x in inputs)
+    if not torch.is_grad_enabled():
+        return False, False, False
+    return emb.requires_grad, ref_emb is not None and ref_emb.requires_grad, phi.requires_grad
 
 
 def _loss(name: str, *inputs: Any) -> Tensor:
@@ -432,6 +433,7 @@ def _register(
         torch.library.register_autocast(f"ala_metric::{name}", device, torch.float32)
     if save is None or backward is None or backward_shape is None:
         return
+
     def traced(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, tuple):  # only the loss is differentiable, not what is kept beside it
             ctx.mark_non_differentiable(*output[1:])
