@@ -182,7 +182,7 @@ def native_info() -> NativeInfo:
     True
     """
     info = _info()
-    if required() and not info.available:
+    if not info.available and required():
         raise ImportError(f"ALA_REQUIRE_NATIVE is set, but {info.reason}")
     return info
 

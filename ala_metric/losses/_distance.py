@@ -21,10 +21,9 @@ def normalize(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return x
     largest = x.detach().abs().amax(1, keepdim=True)
-    nonzero = largest != 0
-    scaled = x / torch.where(nonzero, largest, 1)  # the result does not depend on the row's scale
-    square = (scaled * scaled).sum(1, keepdim=True)
-    return torch.where(nonzero, scaled / torch.where(nonzero, square, 1).sqrt(), 0)
+    scaled = x / largest.masked_fill(largest == 0, torch.inf)  # zero rows: zero, and so is their gradient
+    square = (scaled * scaled).sum(1, keepdim=True)  # at least 1, but for zero rows
+    return scaled / square.clamp_min(0.5).sqrt()
 
 
 def is_euclidean(distance: BaseDistance) -> bool:

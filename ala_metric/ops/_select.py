@@ -55,10 +55,11 @@ def _native_obstacle(op: str, device: torch.device) -> str | None:
     info = _native.native_info()
     if not info.available:
         return info.reason
-    if device.type == "cuda" and not info.cuda_available:
+    kind = device.type
+    if kind == "cuda" and not info.cuda_available:
         return info.cuda_reason
-    if device.type not in ("cpu", "cuda"):
-        return f"no native kernel for {device.type} in this version"
+    if kind not in ("cpu", "cuda"):
+        return f"no native kernel for {kind} in this version"
     if op not in NATIVE_OPS:
         return "no native kernel for this op in this version"
     return None

@@ -131,20 +131,30 @@ def _packed(labels: Tensor | None) -> Tensor | None:
     return None if labels is None else labels.contiguous()
 
 
-def _wanted(*inputs: Tensor | None) -> tuple[bool, ...]:
+def _wanted(emb: Tensor, ref_emb: Tensor | None, phi: Tensor) -> tuple[bool, bool, bool]:
     """Which inputs need a gradient."""
-    recording = torch.is_grad_enabled()
-    return tuple(recording and x is not None and x.requires_grad for x in inputs)
+    if not torch.is_grad_enabled():
+        return False, False, False
+    return emb.requires_grad, ref_emb is not None and ref_emb.requires_grad, phi.requires_grad
 
 
 def _loss(name: str, *inputs: Any) -> Tensor:
     """First result of an operator. Outside of a trace its autograd is a plain Function: half the overhead."""
     result: Tensor
-    if torch.compiler.is_compiling() or not any(inputs[-3:]):
+    if torch.compiler.is_compiling():
         result = getattr(_ops, name)(*inputs)[0]
-    else:
+    elif any(inputs[-3:]):
         result = _functions[name].apply(*inputs)
+    else:
+        result = _run(name, inputs)[0]
     return result
+
+
+def _run(name: str, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """All results of an operator whose autograd is taken care of: its registration is for traces."""
+    with torch._C._AutoDispatchBelowAutograd():
+        results: tuple[Tensor, ...] = getattr(_ops, name).default(*inputs)
+    return results
 
 
 def _new(emb: Tensor, *shape: int) -> Tensor:
@@ -295,21 +305,27 @@ def _pairwise_distance_backward(ctx: Any, grad: Tensor) -> Gradients:
 def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
     """Unit gradients times the weight that all anchors share, where that can be told without its values.
 
-    After ``sum()`` or ``mean()`` the gradient is one number, expanded; its strides say so. The operator looks
-    at values on CPU; it also refuses a second derivative, which would go unnoticed here.
+    After ``sum()`` the gradient is one number, expanded; its strides say so. After ``mean()`` it is N equal
+    numbers, which are looked at on CPU. The operator refuses a second derivative, which would go unnoticed
+    here.
     """
-    if grad.ndim != 1 or grad.shape[0] == 0 or grad.stride(0) != 0 or torch.is_grad_enabled():
+    if grad.ndim != 1 or grad.shape[0] == 0 or torch.is_grad_enabled():
         return None
-    weight = grad[0]
+    if grad.stride(0) == 0:
+        weight = grad[0]
+    elif type(grad) is Tensor and grad.is_cpu:  # and holds values: it is not of a trace
+        weight, highest = torch.aminmax(grad)
+        if weight.item() != highest.item():
+            return None
+    else:
+        return None
     return tuple(unit * weight if unit.numel() else unit for unit in units)
 
 
 def _save_distance_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     emb, labels, phi, ref_emb, ref_labels, *ctx.wanted = inputs
-    _, *units = output
-    ctx.mark_non_differentiable(*units)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(emb, labels, phi, ref_emb, ref_labels, *units)
+    ctx.save_for_backward(emb, labels, phi, ref_emb, ref_labels, *output[1:])
 
 
 def _distance_mixture_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradients:
@@ -325,10 +341,8 @@ def _distance_mixture_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradi
 
 def _save_focal_weighting(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     emb, labels, phi, ctx.offset, ref_emb, ref_labels, *ctx.wanted = inputs
-    _, *kept = output
-    ctx.mark_non_differentiable(*kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(emb, labels, phi, ref_emb, ref_labels, *kept)
+    ctx.save_for_backward(emb, labels, phi, ref_emb, ref_labels, *output[1:])
 
 
 def _focal_weighting_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradients:
@@ -374,10 +388,9 @@ def _mixture_triplets_backward(ctx: Any, grad: Tensor) -> Gradients:
 class _DistanceMixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _ops.distance_mixture.default(*inputs)
+        output = _run("distance_mixture", inputs)
         _save_distance_mixture(ctx, inputs, output)
-        result: Tensor = output[0]
-        return result
+        return output[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Gradients:
@@ -387,10 +400,9 @@ class _DistanceMixture(torch.autograd.Function):
 class _FocalWeighting(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _ops.focal_weighting.default(*inputs)
+        output = _run("focal_weighting", inputs)
         _save_focal_weighting(ctx, inputs, output)
-        result: Tensor = output[0]
-        return result
+        return output[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Gradients:
@@ -419,9 +431,15 @@ def _register(
     torch.library.register_vmap(f"ala_metric::{name}", no_vmap)
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(f"ala_metric::{name}", device, torch.float32)
-    if backward is None or backward_shape is None:
+    if save is None or backward is None or backward_shape is None:
         return
-    torch.library.register_autograd(f"ala_metric::{name}", backward, setup_context=save)
+
+    def traced(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, tuple):  # only the loss is differentiable, not what is kept beside it
+            ctx.mark_non_differentiable(*output[1:])
+        save(ctx, inputs, output)
+
+    torch.library.register_autograd(f"ala_metric::{name}", backward, setup_context=traced)
     torch.library.register_fake(f"ala_metric::{name}_backward", backward_shape)
     torch.library.register_autograd(f"ala_metric::{name}_backward", no_second_derivative)
 
