@@ -89,24 +89,38 @@ class PairTiles {
   int64_t row_block = 0, col_block = 0;
   GradientSink<T> grad_x, grad_y;
 
-  // Cuts everything the walk needs out of the arena. gx, gy: gradients wanted, or NULL.
-  void allocate(const ala_matrix& mx, const ala_matrix& my, bool is_symmetric, T* gx, T* gy,
+  // Cuts everything the walk needs out of the arena. gx, gy: gradients wanted, or NULL. once: there is one
+  // visit, and nobody asks for y but that.
+  void allocate(const ala_matrix& mx, const ala_matrix& my, bool is_symmetric, T* gx, T* gy, bool once,
                 const Workers& workers, Arena& arena) {
     symmetric = is_symmetric;
     x.allocate(mx, arena, Products<T>::Type::kLayout);
     if (symmetric)
       y = x;
     else
-      y.allocate(my, arena, Products<T>::Type::kLayout);
+      y.describe(my);
     col_block = block_size(y.count, y.dims);
     row_block = symmetric ? col_block : block_size(x.count, x.dims);
+    // With one thread a column block is packed once either way, else once for each row block.
+    streams_ = once && !symmetric && !gy && (workers.slots() == 1 || row_blocks() <= kStreamed);
+    Points<T> block;
+    if (streams_) {
+      windows_ = arena.array<Window>(workers.slots());
+      for (int64_t slot = 0; slot < workers.slots(); ++slot) {
+        block.allocate(rows_of(my, 0, smaller(col_block, y.count)), arena, Products<T>::Type::kLayout);
+        if (!arena.counting() && arena.fits()) windows_[slot].points = block;
+      }
+    } else if (!symmetric) {
+      y.allocate(my, arena, Products<T>::Type::kLayout);
+    }
     grad_x.allocate(gx, x, arena);
     if (symmetric)
       grad_y = grad_x;
     else
       grad_y.allocate(gy, y, arena);
-    products_.allocate(y, row_block, col_block, workers.slots(), arena);
+    products_.allocate(streams_ ? block : y, row_block, col_block, streams_, workers.slots(), arena);
     scratch_ = arena.array<T>(workers.slots() * kScratch);
+    slots_ = workers.slots();
   }
 
   int64_t row_blocks() const { return (x.count + row_block - 1) / row_block; }
@@ -118,7 +132,11 @@ class PairTiles {
   void pack(const ala_matrix& mx, const ala_matrix& my, const Workers& workers) {
     products_.forget();
     if (!symmetric) x.pack(mx, workers);
-    y.pack(symmetric ? mx : my, workers, [&](int64_t p) { products_.pack_panel(y, p); });
+    source_ = my;
+    if (streams_)
+      for (int64_t slot = 0; slot < slots_; ++slot) windows_[slot].block = -1;
+    else
+      y.pack(symmetric ? mx : my, workers, [&](int64_t p) { products_.pack_panel(y, p, 0); });
   }
 
   template <class Op>
@@ -171,8 +189,11 @@ class PairTiles {
     const int64_t i0 = I * row_block, j0 = J * col_block;
     const int64_t rows = smaller(row_block, x.count - i0), cols = smaller(col_block, y.count - j0);
     const bool diagonal = symmetric && I == J;
-    products_.dot_products(x, i0, round_up(rows, Square::kPanel), y, j0, round_up(cols, Square::kPanel), tile,
-                           diagonal, slot);
+    // The references from `y0` on are those of the tile.
+    const Points<T>& references = streams_ ? window(J, slot) : y;
+    const int64_t y0 = streams_ ? 0 : j0;
+    products_.dot_products(x, i0, round_up(rows, Square::kPanel), references, y0,
+                           round_up(cols, Square::kPanel), tile, diagonal, slot);
 
     T col_weights[Square::kSide];
     T* sums = nullptr;
@@ -192,7 +213,7 @@ class PairTiles {
       const int self = diagonal ? static_cast<int>(i) : -1;
       const int first = diagonal ? self / S::kLanes * S::kLanes : 0;
       if (Op::kGradient) std::memset(row, 0, static_cast<size_t>(first) * sizeof(T));
-      measure<Op::kRests>(i0 + i, j0, first, static_cast<int>(cols), self, row, near_row);
+      measure<Op::kRests>(i0 + i, references, y0, first, static_cast<int>(cols), self, row, near_row);
       state.begin_row(i, first, near_row);
       V row_weight{};
       int v = first;
@@ -211,7 +232,10 @@ class PairTiles {
       if (Op::kGradient) {
         if (to_x) grad_x.weight_sums[i0 + i] += static_cast<double>(S::sum(row_weight));
         far_pairs -= near.count;
-        if (near.count) near.scatter(x.row(i0 + i), y, j0, to_x ? to_x + (i0 + i) * x.dims : nullptr, to_y);
+        if (near.count) {
+          T* const to_row = to_x ? to_x + (i0 + i) * x.dims : nullptr;
+          near.scatter(x.row(i0 + i), references, y0, to_row, to_y);
+        }
       }
     }
     state.finish(tile);
@@ -220,7 +244,8 @@ class PairTiles {
       for (int64_t j = 0; j < cols; ++j) grad_y.weight_sums[j0 + j] += static_cast<double>(col_weights[j]);
     if (far_pairs == 0) return;
     if (diagonal) Square::mirror(tile, rows);  // both ends of its pairs at once
-    if (to_x) products_.template subtract_product<false>(tile, rows, cols, y, j0, to_x + i0 * x.dims, slot);
+    if (to_x)
+      products_.template subtract_product<false>(tile, rows, cols, references, y0, to_x + i0 * x.dims, slot);
     if (to_y && !diagonal)
       products_.template subtract_product<true>(tile, rows, cols, x, i0, to_y + j0 * y.dims, slot);
   }
@@ -233,18 +258,18 @@ class PairTiles {
   }
 
   template <bool kRests>
-  ALA_HD void measure(int64_t i, int64_t j0, int first, int cols, int self, const T* dots,
-                      RowDistances& to) const {
+  ALA_HD void measure(int64_t i, const Points<T>& references, int64_t y0, int first, int cols, int self,
+                      const T* dots, RowDistances& to) const {
     using M = VectorMath<T>;
     const V length = S::set(x.norms[i]);
     for (int v = first; v < cols; v += S::kLanes) {
-      const V lengths = length + S::load(y.norms + j0 + v);
+      const V lengths = length + S::load(references.norms + y0 + v);
       V square = lengths - T(2) * S::load(dots + v);
       uint32_t close = S::lane_bits(S::less_equal(square, M::set(kNearPair) * lengths));
       if (self >= v) close &= ~((2u << (self - v)) - 1);
       if (__builtin_expect(close != 0, 0)) {
         close &= S::lane_bits(valid_lanes(v, cols, self));
-        square = direct(i, j0 + v, close, square);
+        square = direct(i, references, y0 + v, close, square);
       }
       to.close[v / S::kLanes] = close;
       const V inverse = M::reciprocal_sqrt(M::max(square, M::set(kSmallestSquare)));
@@ -275,15 +300,42 @@ class PairTiles {
   }
 
   // `square` with the lanes named in `lanes` recomputed.
-  __attribute__((noinline)) V direct(int64_t i, int64_t j, uint32_t lanes, V square) const {
+  __attribute__((noinline)) V direct(int64_t i, const Points<T>& references, int64_t j, uint32_t lanes,
+                                     V square) const {
     const T* own = x.row(i);
-    const V recomputed =
-        squared_differences<T>(lanes, x, [&](int) { return own; }, [&](int l) { return y.row(j + l); });
+    const V recomputed = squared_differences<T>(
+        lanes, x, [&](int) { return own; }, [&](int l) { return references.row(j + l); });
     return S::select(S::from_lane_bits(lanes), recomputed, square);
+  }
+
+  // The references of column block J, packed for this slot.
+  const Points<T>& window(int64_t J, int64_t slot) {
+    Window& found = windows_[slot];
+    if (found.block != J) {
+      const int64_t first = J * col_block;
+      const ala_matrix rows = rows_of(source_, first, smaller(col_block, y.count - first));
+      found.block = J;
+      found.points.describe(rows);
+      found.points.pack(rows, Workers(nullptr),
+                        [&](int64_t p) { products_.pack_panel(found.points, p, slot); });
+      products_.forget_right(slot);
+    }
+    return found.points;
   }
 
   typename Products<T>::Type products_;
   T* scratch_ = nullptr;
+  // References that only the tiles of few row blocks look at are packed when their block's turn comes: they
+  // are in the caches then, and need no room of their own.
+  static constexpr int64_t kStreamed = 2;
+  struct alignas(64) Window {
+    Points<T> points;
+    int64_t block = -1;
+  };
+  bool streams_ = false;
+  Window* windows_ = nullptr;
+  ala_matrix source_{};
+  int64_t slots_ = 0;
 };
 
 }  // namespace ALA_ISA

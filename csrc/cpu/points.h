@@ -89,6 +89,14 @@ inline void read_row(const ala_matrix& m, int64_t row, T* to) {
   read_part(m, row, 0, m.cols, to);
 }
 
+// `count` rows of a matrix from row `first` on.
+inline ala_matrix rows_of(ala_matrix m, int64_t first, int64_t count) {
+  const int64_t size = m.dtype == ALA_F64 ? 8 : m.dtype == ALA_F32 ? 4 : 2;
+  m.data = static_cast<const char*>(m.data) + first * m.row_stride * size;
+  m.rows = count;
+  return m;
+}
+
 // `count` points of `dims` numbers, packed in one of three ways:
 //   Layout::kRows   row-major; each row is padded with zeros to whole registers, the row stride is an odd
 //                   number of cache lines
@@ -116,11 +124,16 @@ struct Points {
   int64_t offset(int64_t k) const { return k / kPanel * slice_ + k % kPanel; }
   const T* panel(int64_t i) const { return panels + i * dims; }  // i: a multiple of kPanel
 
-  void allocate(const ala_matrix& m, Arena& arena, Layout layout) {
-    constexpr int64_t line = 64 / sizeof(T);
+  // Names the points without room for them.
+  void describe(const ala_matrix& m) {
     count = m.rows;
     dims = m.cols;
     padded = round_up(count, kPanel);
+  }
+
+  void allocate(const ala_matrix& m, Arena& arena, Layout layout) {
+    constexpr int64_t line = 64 / sizeof(T);
+    describe(m);
     width = round_up(dims, S::kLanes);
     norms = arena.template array<T>(padded);
     if (layout != Layout::kRows) {

@@ -50,9 +50,9 @@ void visit_symmetric(int64_t blocks, const Workers& workers, const Body& body, i
 // column blocks from first to last for any number of threads.
 template <class Body>
 void visit_rows(int64_t row_blocks, int64_t col_blocks, const Workers& workers, const Body& body) {
-  if (workers.slots() == 1)  // a column block stays in the caches
+  if (workers.slots() == 1)  // a column block stays in the caches, and a row block for two of them
     for (int64_t J = 0; J < col_blocks; ++J)
-      for (int64_t I = 0; I < row_blocks; ++I) body(I, J, int64_t{0});
+      for (int64_t n = 0; n < row_blocks; ++n) body(J % 2 ? row_blocks - 1 - n : n, J, int64_t{0});
   else
     workers.run(row_blocks, [&](int64_t I, int64_t slot) {
       for (int64_t J = 0; J < col_blocks; ++J) body(I, J, slot);

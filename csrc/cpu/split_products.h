@@ -49,10 +49,14 @@ class SplitProducts {
     Session& operator=(const Session&) = delete;
   };
 
-  // row_block, col_block: the most rows and columns of a tile.
-  void allocate(const Points<float>& y, int64_t row_block, int64_t col_block, int64_t slots, Arena& arena) {
+  // row_block, col_block: the most rows and columns of a tile. y_per_slot: y are the points of a block, other
+  // ones for each slot.
+  void allocate(const Points<float>& y, int64_t row_block, int64_t col_block, bool y_per_slot, int64_t slots,
+                Arena& arena) {
     dim_steps_ = round_up(y.dims, kDeep) / kDeep;
-    columns_ = arena.array<Word>(y.padded / kPanel * dim_steps_ * kStep);
+    const int64_t columns = y.padded / kPanel * dim_steps_ * kStep;
+    columns_per_slot_ = y_per_slot ? columns : 0;
+    columns_ = arena.array<Word>(y_per_slot ? slots * columns : columns);
     const int64_t steps = round_up(row_block > col_block ? row_block : col_block, kDeep) / kDeep;
     weights_ = steps * steps * kStep;
     rows_ = steps * smaller(dim_steps_, kDotSteps) * kStep;
@@ -62,9 +66,10 @@ class SplitProducts {
     slots_ = slots;
   }
 
-  void pack_panel(const Points<float>& y, int64_t p) {
+  void pack_panel(const Points<float>& y, int64_t p, int64_t slot) {
+    Word* const columns = columns_ + slot * columns_per_slot_;
     for (int64_t s = 0; s < dim_steps_; ++s)
-      pack_step<true>(columns_ + (p * dim_steps_ + s) * kStep, [&](int half, int l) {
+      pack_step<true>(columns + (p * dim_steps_ + s) * kStep, [&](int half, int l) {
         const float* from = y.row(p * kPanel + half * kHalf + l) + y.offset(s * kDeep);
         return Pair{S::load(from), S::load(from + kHalf)};
       });
@@ -74,11 +79,14 @@ class SplitProducts {
   void forget() {
     for (int64_t slot = 0; slot < slots_; ++slot) kept_[slot] = Kept{};
   }
+  // The same for right operands of one slot.
+  void forget_right(int64_t slot) { kept_[slot].right[0] = kept_[slot].right[1] = nullptr; }
 
   // As in tile.h, where what is not explained here is.
   void dot_products(const Points<float>& x, int64_t i0, int64_t rows, const Points<float>&, int64_t j0,
                     int64_t cols, float* tile, bool upper, int64_t slot) const {
     Word* left = scratch_ + slot * scratch_size() + weights_;
+    const Word* const columns = columns_ + slot * columns_per_slot_;
     const bool there = keeps() && kept_[slot].left == x.row(i0);
     kept_[slot].left = x.row(i0);
     int64_t s0 = 0;
@@ -93,7 +101,7 @@ class SplitProducts {
       for (int64_t j = 0; j < cols; j += kPanel)
         for (int64_t i = 0; i < (upper ? j + 1 : rows); i += kPanel)
           multiply(left + i / kPanel * steps * kStep,
-                   columns_ + ((j0 + j) / kPanel * dim_steps_ + s0) * kStep, steps,
+                   columns + ((j0 + j) / kPanel * dim_steps_ + s0) * kStep, steps,
                    tile + i * Square::kStride + j, Square::kStride, s0 == 0);
       s0 += steps;
     } while (s0 < dim_steps_);
@@ -305,6 +313,7 @@ class SplitProducts {
 
   int64_t dim_steps_ = 0, slots_ = 0;
   Word* columns_ = nullptr;  // y as a right operand, [panels, steps]
+  int64_t columns_per_slot_ = 0;  // their words, where each slot has its own
   // For each slot a tile of weights and a block of points as left operands, and points as right operands.
   Word* scratch_ = nullptr;
   int64_t weights_ = 0, rows_ = 0, right_ = 0;  // their words

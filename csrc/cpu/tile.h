@@ -196,9 +196,10 @@ class RegisterProducts {
   static constexpr Layout kLayout = Layout::kTiles;
   struct Session {};
 
-  void allocate(const Points<T>&, int64_t, int64_t, int64_t, Arena&) {}
-  void pack_panel(const Points<T>&, int64_t) {}
+  void allocate(const Points<T>&, int64_t, int64_t, bool, int64_t, Arena&) {}
+  void pack_panel(const Points<T>&, int64_t, int64_t) {}
   void forget() {}
+  void forget_right(int64_t) {}
   void dot_products(const Points<T>& x, int64_t i0, int64_t rows, const Points<T>& y, int64_t j0,
                     int64_t cols, T* tile, bool upper, int64_t) const {
     Square::dot_products(x, i0, rows, y, j0, cols, tile, upper);
