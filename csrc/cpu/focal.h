@@ -399,8 +399,8 @@ ala_status focal_weighting(const ala_focal_weighting_request& r, const Call& cal
   Arena arena(call.workspace, call.workspace_bytes);
   PairTiles<T> tiles;
   FocalData<T> data;
-  tiles.allocate(r.x, r.y, r.symmetric != 0, static_cast<T*>(r.grad_x), static_cast<T*>(r.grad_y), false, workers,
-                 arena);
+  tiles.allocate(r.x, r.y, r.symmetric != 0, static_cast<T*>(r.grad_x), static_cast<T*>(r.grad_y), false,
+                 workers, arena);
   data.allocate(tiles, arena);
   if (call.bytes) return *call.bytes = arena.bytes_with_slack(), ALA_OK;
   if (!arena.fits()) return ALA_WORKSPACE_TOO_SMALL;

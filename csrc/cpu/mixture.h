@@ -186,8 +186,8 @@ ala_status distance_mixture(const ala_distance_mixture_request& r, const Call& c
   Arena arena(call.workspace, call.workspace_bytes);
   PairTiles<T> tiles;
   MixtureData<T> data;
-  tiles.allocate(r.x, r.y, r.symmetric != 0, static_cast<T*>(r.grad_x), static_cast<T*>(r.grad_y), true, workers,
-                 arena);
+  tiles.allocate(r.x, r.y, r.symmetric != 0, static_cast<T*>(r.grad_x), static_cast<T*>(r.grad_y), true,
+                 workers, arena);
   data.allocate(tiles, arena);
   if (call.bytes) return *call.bytes = arena.bytes_with_slack(), ALA_OK;
   if (!arena.fits()) return ALA_WORKSPACE_TOO_SMALL;

@@ -245,9 +245,10 @@ class PairTiles {
     if (far_pairs == 0) return;
     if (diagonal) Square::mirror(tile, rows);  // both ends of its pairs at once
     if (to_x)
-      products_.template subtract_product<false>(tile, rows, cols, references, y0, to_x + i0 * x.dims, slot);
+      products_.template subtract_product<false>(tile, rows, cols, references, y0, x.row(i0),
+                                                 to_x + i0 * x.dims, slot);
     if (to_y && !diagonal)
-      products_.template subtract_product<true>(tile, rows, cols, x, i0, to_y + j0 * y.dims, slot);
+      products_.template subtract_product<true>(tile, rows, cols, x, i0, y.row(j0), to_y + j0 * y.dims, slot);
   }
 
   static ALA_HD Mask valid_lanes(int v, int cols, int self) {

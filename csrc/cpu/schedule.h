@@ -37,13 +37,22 @@ void visit_symmetric(int64_t blocks, const Workers& workers, const Body& body, i
   };
   workers.run(groups, [&](int64_t g, int64_t slot) { meet(g, g, slot); });
   const int64_t players = groups + groups % 2;  // an odd one sits out against a dummy
-  const int64_t circle = players - 1;
+  const int64_t circle = players - 1, matches = players / 2;
+  const auto play = [&](int64_t round, int64_t match, int64_t slot) {
+    const int64_t a = match == 0 ? circle : (round + match) % circle;
+    const int64_t b = match == 0 ? round : (round - match + circle) % circle;
+    if (a < groups && b < groups) meet(a < b ? a : b, a < b ? b : a, slot);
+  };
+  if (workers.slots() == 1) {
+    // Match m of round r and match m - 1 of the next one share group r + m, and this order too keeps the
+    // rounds of every group in theirs.
+    for (int64_t shared = 0; shared < circle + matches - 1; ++shared)
+      for (int64_t match = smaller(shared, matches - 1); match >= 0 && shared - match < circle; --match)
+        play(shared - match, match, 0);
+    return;
+  }
   for (int64_t round = 0; round < circle; ++round)
-    workers.run(players / 2, [&](int64_t match, int64_t slot) {
-      const int64_t a = match == 0 ? circle : (round + match) % circle;
-      const int64_t b = match == 0 ? round : (round - match + circle) % circle;
-      if (a < groups && b < groups) meet(a < b ? a : b, a < b ? b : a, slot);
-    });
+    workers.run(matches, [&](int64_t match, int64_t slot) { play(round, match, slot); });
 }
 
 // Every row block against every column block, where only sums of row blocks are kept. A row block meets the

@@ -100,24 +100,25 @@ class SplitProducts {
           });
       for (int64_t j = 0; j < cols; j += kPanel)
         for (int64_t i = 0; i < (upper ? j + 1 : rows); i += kPanel)
-          multiply(left + i / kPanel * steps * kStep,
-                   columns + ((j0 + j) / kPanel * dim_steps_ + s0) * kStep, steps,
-                   tile + i * Square::kStride + j, Square::kStride, s0 == 0);
+          multiply(left + i / kPanel * steps * kStep, columns + ((j0 + j) / kPanel * dim_steps_ + s0) * kStep,
+                   steps, tile + i * Square::kStride + j, Square::kStride, s0 == 0);
       s0 += steps;
     } while (s0 < dim_steps_);
   }
 
   // to[r, :] -= sum over k of weight(r, k) * from_k, with weight(r, k) = tile[r, k], or tile[k, r] if
-  // kTransposed; from_k: point first + k. Columns of the tile are 0 from `cols` to a whole register.
+  // kTransposed; from_k: point first + k, other: first row of the tile's other block of points. Columns of
+  // the tile are 0 from `cols` to a whole register.
   template <bool kTransposed>
   void subtract_product(float* tile, int64_t rows, int64_t cols, const Points<float>& from, int64_t first,
-                        float* to, int64_t slot) const {
+                        const float* other, float* to, int64_t slot) const {
     clear_margins(tile, rows, cols);
     const int64_t count = kTransposed ? cols : rows;
     const int64_t steps = round_up(kTransposed ? rows : cols, kDeep) / kDeep;
     Word* const left = scratch_ + slot * scratch_size();
     bool there = false;
-    Word* right = left + weights_ + rows_ + (keeps() ? kept_[slot].find(from.row(first), there) * right_ : 0);
+    Word* right =
+        left + weights_ + rows_ + (keeps() ? kept_[slot].find(from.row(first), other, there) * right_ : 0);
     for (int64_t r = 0; r < count; r += kPanel)
       for (int64_t s = 0; s < steps; ++s)
         pack_step<kTransposed>(left + (r / kPanel * steps + s) * kStep, [&](int half, int l) {
@@ -274,16 +275,16 @@ class SplitProducts {
   struct Kept {
     const float* left = nullptr;
     const float* right[2] = {nullptr, nullptr};
-    int64_t last = 0;
 
-    // Place of the block as a right operand; `there`: it is packed already. Else the older one makes room.
-    int64_t find(const float* block, bool& there) {
+    // Place of the block as a right operand; `there`: it is packed already. Else it takes the place of one
+    // that is not `other`, the second block of the tile.
+    int64_t find(const float* block, const float* other, bool& there) {
       there = right[0] == block || right[1] == block;
-      last = there ? right[1] == block : 1 - last;
-      right[last] = block;
-      return last;
+      const int64_t place = there ? right[1] == block : right[0] == other;
+      right[place] = block;
+      return place;
     }
-    char pad[32];  // a cache line each
+    char pad[40];  // a cache line each
   };
   static_assert(sizeof(Kept) == 64, "slots must not share a line");
 
@@ -312,7 +313,7 @@ class SplitProducts {
   }
 
   int64_t dim_steps_ = 0, slots_ = 0;
-  Word* columns_ = nullptr;  // y as a right operand, [panels, steps]
+  Word* columns_ = nullptr;       // y as a right operand, [panels, steps]
   int64_t columns_per_slot_ = 0;  // their words, where each slot has its own
   // For each slot a tile of weights and a block of points as left operands, and points as right operands.
   Word* scratch_ = nullptr;

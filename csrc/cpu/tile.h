@@ -206,7 +206,7 @@ class RegisterProducts {
   }
   template <bool kTransposed>
   void subtract_product(const T* tile, int64_t rows, int64_t cols, const Points<T>& from, int64_t first,
-                        T* to, int64_t) const {
+                        const T*, T* to, int64_t) const {
     Square::template subtract_product<kTransposed>(tile, kTransposed ? cols : rows, kTransposed ? rows : cols,
                                                    from.row(first), to, from.dims);
   }
