@@ -258,10 +258,17 @@ def test_bits_do_not_depend_on_threads(name: str) -> None:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize(("rows", "references"), [(211, 700), (61, 2100)])
 @pytest.mark.parametrize("op", ["distance_mixture", "focal_weighting"])
-def test_bits_against_constant_references_do_not_depend_on_threads(op: str) -> None:
-    """No gradient of the references: another order of visits, the same for any number of threads."""
-    emb, labels, ref, ref_labels = batch(211, 700, 19, torch.float32)
+def test_bits_against_constant_references_do_not_depend_on_threads(
+    op: str, rows: int, references: int
+) -> None:
+    """No gradient of the references: another order of visits, the same for any number of threads.
+
+    Of 211 rows, one thread packs the references when their turn comes, and more threads do it in advance; of
+    61 rows, any number of threads does the former.
+    """
+    emb, labels, ref, ref_labels = batch(rows, references, 19, torch.float32)
     phi = weights(10 if op == "distance_mixture" else 2, torch.float32)
     results = []
     before = torch.get_num_threads()
