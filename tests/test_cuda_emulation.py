@@ -1,4 +1,4 @@
-"""The CUDA sources on this CPU: every op, dtype, odd shape and path against float64, and ten planted faults.
+"""The CUDA sources on this CPU: every op, dtype, odd shape and path against float64, and planted faults.
 
 The emulation (tests/cuda_emulation) runs the threads of a block as fibres, poisons shared memory, and names
 the threads that wait where others never arrive. The sources are compiled in small units, which are kept by
@@ -159,6 +159,24 @@ FAULTS = {
         "if (!near) tile_row_sum += g;",
         "tile_row_sum += g;",
         ["near-mixture-0.001-fused"],
+    ),
+    "rows are not rounded though they may be": (
+        "rows.cuh",
+        "rounded(x, splitter)",
+        "x",
+        ["tf32-statistics-139xNonex37"],
+    ),
+    "products are lowered without being asked": (
+        "pass.h",
+        "return static_cast<ala_precision>(context.precision);",
+        "return ALA_PRECISION_TF32;",
+        ["mixture-blas"],
+    ),
+    "weights lose their low bits in the product only": (
+        "strip.cuh",
+        "g = rounded(g, strip.splitter);",
+        "",
+        ["tf32-mixture-139xNonex37"],
     ),
 }
 

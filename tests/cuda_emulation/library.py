@@ -27,6 +27,8 @@ SANITIZERS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
     "thread": ("-fsanitize=thread",),
 }
+TF32, BF16 = 1, 2
+LOST_BITS = {TF32: 13, BF16: 16}  # of the 24 of float32
 ORDERS = ("forward", "backward", "shuffled")
 
 
@@ -89,8 +91,7 @@ MULTIPLY = ctypes.CFUNCTYPE(
     c_int32,
     c_void_p,
     c_void_p,
-    c_int32,
-    c_int32,
+    *(c_int32,) * 3,
     *(c_int64,) * 3,
     *(c_void_p, c_int64) * 3,
 )
@@ -103,6 +104,7 @@ class Context(Structure):
         ("multiply_self", c_void_p),
         ("strip_bytes", c_int64),
         ("path", c_int32),
+        ("precision", c_int32),
     ]
 
 
@@ -168,10 +170,12 @@ class Emulated:
         self.library = ctypes.CDLL(str(path))
         self.context = Context()
 
-    def use(self, *, path: int = 0, strip_bytes: int = 0, multiply: Any = None) -> Emulated:
+    def use(
+        self, *, path: int = 0, strip_bytes: int = 0, multiply: Any = None, precision: int = 0
+    ) -> Emulated:
         self.keep = multiply
         pointer = ctypes.cast(multiply, c_void_p) if multiply else None
-        self.context = Context(None, pointer, None, strip_bytes, path)
+        self.context = Context(None, pointer, None, strip_bytes, path, precision)
         return self
 
     def call(self, op: str, x: np.ndarray, y: np.ndarray | None = None, **fields: Any) -> None:
@@ -217,6 +221,7 @@ def blas(
     self: Any,
     stream: Any,
     dtype: int,
+    precision: int,
     transposed: int,
     rows: int,
     cols: int,
@@ -228,7 +233,7 @@ def blas(
     c: int,
     ldc: int,
 ) -> int:
-    """A BLAS for strips: NumPy's."""
+    """A BLAS for strips: NumPy's. Where it may, it cuts off the bits that TF32 or bfloat16 have no room for."""
     real = ctypes.c_double if dtype == 1 else ctypes.c_float
 
     def view(at: int, height: int, width: int, stride: int) -> np.ndarray:
@@ -239,6 +244,15 @@ def blas(
 
     if not rows or not cols or not inner:
         return 1
-    right = view(b, cols, inner, ldb).T if transposed else view(b, inner, cols, ldb)
-    view(c, rows, cols, ldc)[:] = view(a, rows, inner, lda) @ right
+    left = cut(view(a, rows, inner, lda), precision)
+    right = cut(view(b, cols, inner, ldb) if transposed else view(b, inner, cols, ldb), precision)
+    view(c, rows, cols, ldc)[:] = left @ (right.T if transposed else right)
     return 0
+
+
+def cut(x: np.ndarray, precision: int) -> np.ndarray:
+    """What a unit of this precision reads of float32, at worst: the low bits are lost, not rounded."""
+    if not precision:
+        return x
+    words = np.ascontiguousarray(x).view(np.uint32) & np.uint32(2**32 - 2 ** LOST_BITS[precision])
+    return words.view(np.float32)
