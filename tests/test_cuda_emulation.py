@@ -176,7 +176,7 @@ FAULTS = {
         "strip.cuh",
         "g = rounded(g, strip.splitter);",
         "",
-        ["tf32-mixture-139xNonex37"],
+        ["tf32-focal-67xNonex3"],
     ),
 }
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import Impl
+from ..types import Impl, Precision
 from . import _functions as f
-from ._check import check_batch, compute
+from ._check import check_batch, check_precision, compute
 from ._reference import distance_matrix, pair_masks
 from ._select import choose
 from ._strips import PairStrips
@@ -21,6 +21,7 @@ def distance_statistics(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     impl: Impl = "auto",
+    precision: Precision = "fp32",
 ) -> Tensor:
     r"""Means of the ten distance functions over all positive and all negative pairs.
 
@@ -60,18 +61,21 @@ def distance_statistics(
     tensor([1., 1.])
     """
     emb, labels, ref_emb, ref_labels = check_batch(emb, labels, ref_emb, ref_labels)
+    lowest = check_precision(precision, emb)
     which = choose("distance_statistics", impl, emb.device).impl
     if which == "native":
         from . import native
 
-        return native.distance_statistics(emb, labels, ref_emb=ref_emb, ref_labels=ref_labels)
+        return native.distance_statistics(
+            emb, labels, ref_emb=ref_emb, ref_labels=ref_labels, precision=lowest
+        )
     x, y = compute(emb), None if ref_emb is None else compute(ref_emb)
     sums = torch.zeros(10, dtype=torch.float64, device=x.device)
     counts = torch.zeros(2, dtype=torch.float64, device=x.device)
     if which == "reference":
         _add(sums, counts, distance_matrix(x, x if y is None else y), *pair_masks(labels, ref_labels))
     else:
-        strips = PairStrips(x, y)
+        strips = PairStrips(x, y, lowest)
         for strip in strips:
             _add(sums, counts, strip.distance, *strips.masks(strip, labels, ref_labels))
     return (sums / counts.clamp_min(1).repeat_interleave(5)).to(x.dtype)

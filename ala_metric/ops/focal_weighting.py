@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Impl
-from ._check import check_batch, check_phi, compute
+from ..types import Impl, Precision
+from ._check import check_batch, check_phi, check_precision, compute
 from ._reference import distance_matrix, masked_log1p_sum_exp, pair_masks
 from ._select import choose
 from ._strips import PairStrips, differentiable_once
@@ -24,6 +24,7 @@ def focal_weighting(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     impl: Impl = "auto",
+    precision: Precision = "fp32",
 ) -> Tensor:
     r"""Focal-weighting loss of every anchor (Huang et al., ICML 2019, Eq. 10).
 
@@ -72,15 +73,18 @@ def focal_weighting(
     phi = check_phi(phi, 2, emb, positive=True)
     if not math.isfinite(offset):
         raise ValueError(f"offset must be finite, got {offset}")
+    lowest = check_precision(precision, emb)
     which = choose("focal_weighting", impl, emb.device).impl
     if which == "native":
         from . import native
 
-        return native.focal_weighting(emb, labels, phi, offset=offset, ref_emb=ref_emb, ref_labels=ref_labels)
+        return native.focal_weighting(
+            emb, labels, phi, offset=offset, ref_emb=ref_emb, ref_labels=ref_labels, precision=lowest
+        )
     x, y = compute(emb), None if ref_emb is None else compute(ref_emb)
     phi = phi.to(x.dtype)
     if which == "strips":
-        return torch.ops.ala_metric_strips.focal_weighting(x, labels, phi, offset, y, ref_labels)[0]
+        return torch.ops.ala_metric_strips.focal_weighting(x, labels, phi, offset, y, ref_labels, lowest)[0]
     distance = distance_matrix(x, x if y is None else y)
     return focal_of_matrix(distance, *pair_masks(labels, ref_labels), phi, offset)
 
@@ -128,9 +132,15 @@ def focal_of_matrix(
 
 @torch.library.custom_op("ala_metric_strips::focal_weighting", mutates_args=())
 def _forward(
-    x: Tensor, labels: Tensor, phi: Tensor, offset: float, y: Tensor | None, ref_labels: Tensor | None
+    x: Tensor,
+    labels: Tensor,
+    phi: Tensor,
+    offset: float,
+    y: Tensor | None,
+    ref_labels: Tensor | None,
+    precision: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    strips = PairStrips(x, y)
+    strips = PairStrips(x, y, precision)
     log_sums = x.new_zeros(2, x.shape[0])  # log(1 + sum exp) of the positive and the negative pairs
     for strip in strips:
         centred = strip.distance - offset
@@ -150,8 +160,9 @@ def _backward(
     y: Tensor | None,
     ref_labels: Tensor | None,
     log_sums: Tensor,
+    precision: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    strips = PairStrips(x, y)
+    strips = PairStrips(x, y, precision)
     grad_x, grad_y = strips.new_gradients()
     # d/dphi of log(1 + sum exp(phi c)) / phi: the softmax mean of c over phi, less the term itself over phi
     grad_phi = -(log_sums / phi[:, None] ** 2 * grad).sum(1)
@@ -169,7 +180,13 @@ def _backward(
 
 @_forward.register_fake
 def _forward_shape(
-    x: Tensor, labels: Tensor, phi: Tensor, offset: float, y: Tensor | None, ref_labels: Tensor | None
+    x: Tensor,
+    labels: Tensor,
+    phi: Tensor,
+    offset: float,
+    y: Tensor | None,
+    ref_labels: Tensor | None,
+    precision: int = 0,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0]), x.new_empty(2, x.shape[0])
 
@@ -184,21 +201,22 @@ def _backward_shape(
     y: Tensor | None,
     ref_labels: Tensor | None,
     log_sums: Tensor,
+    precision: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(0) if y is None else torch.empty_like(y), torch.empty_like(phi)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, labels, phi, ctx.offset, y, ref_labels = inputs
+    x, labels, phi, ctx.offset, y, ref_labels, ctx.precision = inputs
     ctx.save_for_backward(x, labels, phi, y, ref_labels, output[1])
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x, labels, phi, y, ref_labels, log_sums = ctx.saved_tensors
     grad_x, grad_y, grad_phi = torch.ops.ala_metric_strips.focal_weighting_backward(
-        grad, x, labels, phi, ctx.offset, y, ref_labels, log_sums
+        grad, x, labels, phi, ctx.offset, y, ref_labels, log_sums, ctx.precision
     )
-    return grad_x, None, grad_phi, None, None if y is None else grad_y, None
+    return grad_x, None, grad_phi, None, None if y is None else grad_y, None, None
 
 
 differentiable_once(_forward, _backward, _differentiate, _save)

@@ -233,7 +233,7 @@ def blas(
     c: int,
     ldc: int,
 ) -> int:
-    """A BLAS for strips: NumPy's. Where it may, it cuts off the bits that TF32 or bfloat16 have no room for."""
+    """A BLAS for strips: NumPy's. Where it may, it cuts off what TF32 or bfloat16 has no room for."""
     real = ctypes.c_double if dtype == 1 else ctypes.c_float
 
     def view(at: int, height: int, width: int, stride: int) -> np.ndarray:
