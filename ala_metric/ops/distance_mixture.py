@@ -58,12 +58,12 @@ def distance_mixture(
     impl
         ``"native"`` (fused), ``"strips"`` (torch only), ``"reference"`` (N x M matrices) or ``"auto"``.
     precision
-        The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8 bits
-        of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's kernels and
-        ``"reference"`` are more exact: float32 whatever it is; ``"strips"`` rounds on every device. Only for
-        float32, float16 and bfloat16 rows. Relative L2 error of the gradient for unit rows, measured in
-        emulation: at D = 128 and 512, 1.3e-4 to 2.3e-4 with TF32, 1.0e-3 to 1.9e-3 with bfloat16 (float32: up to
-        6.3e-7); see "Lower precision" in docs/cuda.md.
+        The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8
+        bits of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's
+        kernels and ``"reference"`` are more exact: float32 whatever it is; ``"strips"`` rounds on every
+        device. Only for float32, float16 and bfloat16 rows. Relative L2 error of the gradient for unit
+        rows, measured in emulation: at D = 128 and 512, 1.3e-4 to 2.3e-4 with TF32, 1.0e-3 to 1.9e-3 with
+        bfloat16 (float32: up to 6.3e-7); see "Lower precision" in docs/cuda.md.
 
     Returns
     -------

@@ -43,11 +43,11 @@ def distance_statistics(
     impl
         ``"native"``, ``"strips"``, ``"reference"`` or ``"auto"``.
     precision
-        The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8 bits
-        of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's kernels and
-        ``"reference"`` are more exact: float32 whatever it is; ``"strips"`` rounds on every device. Only for
-        float32, float16 and bfloat16 rows. Relative L2 error for unit rows at D = 128 and 512, measured with
-        "strips": at most 3.1e-6 with TF32 and 1.4e-5 with bfloat16.
+        The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8
+        bits of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's
+        kernels and ``"reference"`` are more exact: float32 whatever it is; ``"strips"`` rounds on every
+        device. Only for float32, float16 and bfloat16 rows. Relative L2 error for unit rows at D = 128 and
+        512, measured with "strips": at most 3.1e-6 with TF32 and 1.4e-5 with bfloat16.
 
     Returns
     -------

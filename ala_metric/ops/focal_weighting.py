@@ -50,12 +50,13 @@ def focal_weighting(
     impl
         ``"native"`` (fused), ``"strips"`` (torch only), ``"reference"`` (N x M matrices) or ``"auto"``.
     precision
-        The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8 bits
-        of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's kernels and
-        ``"reference"`` are more exact: float32 whatever it is; ``"strips"`` rounds on every device. Only for
-        float32, float16 and bfloat16 rows. Relative L2 error of the gradient for unit rows and phi = (2, 8),
-        measured in emulation: with TF32 2.0e-4 to 4.6e-4 at D = 128 and 1.7e-4 to 3.7e-4 at 512, with bfloat16
-        1.6e-3 to 3.7e-3 and 1.4e-3 to 2.9e-3 (float32: up to 4.8e-7); see "Lower precision" in docs/cuda.md.
+        The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8
+        bits of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's
+        kernels and ``"reference"`` are more exact: float32 whatever it is; ``"strips"`` rounds on every
+        device. Only for float32, float16 and bfloat16 rows. Relative L2 error of the gradient for unit rows
+        and phi = (2, 8), measured in emulation: with TF32 2.0e-4 to 4.6e-4 at D = 128 and 1.7e-4 to 3.7e-4
+        at 512, with bfloat16 1.6e-3 to 3.7e-3 and 1.4e-3 to 2.9e-3 (float32: up to 4.8e-7); see "Lower
+        precision" in docs/cuda.md.
 
     Returns
     -------

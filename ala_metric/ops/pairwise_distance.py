@@ -34,12 +34,12 @@ def pairwise_distance(
     impl
         ``"native"``, ``"strips"``, ``"reference"`` (an N x M x D temporary) or ``"auto"``.
     precision
-        The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8 bits
-        of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's kernels and
-        ``"reference"`` are more exact: float32 whatever it is; ``"strips"`` rounds on every device. Only for
-        float32, float16 and bfloat16 rows. Relative L2 error of the distances of unit rows, measured with "strips":
-        at D = 128 and 512, 2.6e-5 and 1.3e-5 with TF32 (largest of one distance 2.0e-4 and 8.9e-5), 2.1e-4 and
-        1.0e-4 with bfloat16 (1.3e-3 and 6.3e-4).
+        The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8
+        bits of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's
+        kernels and ``"reference"`` are more exact: float32 whatever it is; ``"strips"`` rounds on every
+        device. Only for float32, float16 and bfloat16 rows. Relative L2 error of the distances of unit
+        rows, measured with "strips": at D = 128 and 512, 2.6e-5 and 1.3e-5 with TF32 (largest of one
+        distance 2.0e-4 and 8.9e-5), 2.1e-4 and 1.0e-4 with bfloat16 (1.3e-3 and 6.3e-4).
 
     Returns
     -------

@@ -37,8 +37,13 @@ def _fused() -> tuple[str, ...]:
     return FUSED if cpu.exists() and " fma " in cpu.read_text() else ()
 
 
-def build(csrc: Path = ROOT / "csrc", sanitizer: str = "", compiler: str = "c++") -> Path:
-    """Compile the units of ``csrc/cuda`` and link them; what did not change is taken from the cache."""
+def build(
+    csrc: Path = ROOT / "csrc",
+    sanitizer: str = "",
+    compiler: str = "c++",
+    units: tuple[str, ...] = UNITS,
+) -> Path:
+    """Compile units of ``csrc/cuda`` and link them; what did not change is taken from the cache."""
     cache = Path(tempfile.gettempdir()) / f"ala_metric-emulation-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
     flags = [
@@ -49,7 +54,7 @@ def build(csrc: Path = ROOT / "csrc", sanitizer: str = "", compiler: str = "c++"
         f"-I{csrc}",
         f"-I{csrc / 'include'}",
     ]
-    sources = [(EMULATION / "fibres.cpp", []), *((csrc / "cuda" / f"{u}.cu", ["-x", "c++"]) for u in UNITS)]
+    sources = [(EMULATION / "fibres.cpp", []), *((csrc / "cuda" / f"{u}.cu", ["-x", "c++"]) for u in units)]
     running, objects = [], []
     for source, language in sources:
         seen = subprocess.run(
