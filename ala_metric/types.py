@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 Impl = Literal["auto", "native", "strips", "reference"]
+Precision = Literal["fp32", "tf32", "bf16"]
 RankImpl = Literal["auto", "native", "strips", "reference", "faiss"]
 StepRule = Literal["additive", "multiplicative"]
 

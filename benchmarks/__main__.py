@@ -13,6 +13,7 @@ BENCHMARKS = {
     "memory_bank": "CrossBatchMemory against that of pytorch-metric-learning",
     "gpu": "CUDA kernels against cuBLAS, PyTorch and its compiler, pytorch-metric-learning (see gpu.sh)",
     "kernels": "fused pair losses against torch.compile, dense PyTorch and pytorch-metric-learning",
+    "precision": "errors of TF32 and bfloat16 products, on the emulated CUDA kernels",
     "ptxas": "registers, spills and shared memory of the CUDA kernels, from the compiler",
     "study": "adaptive losses against every control at equal compute",
 }

@@ -259,9 +259,9 @@ def dense(name: str, x: Tensor, labels: Tensor) -> Tensor:
     return ops.focal_of_matrix(distance, positive, ~same, phi, 1.0).mean()
 
 
-def fused(name: str, impl: Any, x: Tensor, labels: Tensor) -> Tensor:
+def fused(name: str, impl: Any, x: Tensor, labels: Tensor, precision: Any = "fp32") -> Tensor:
     op = ops.distance_mixture if name == "mixture" else ops.focal_weighting
-    return op(x, labels, kernels.PHI[name].to(x.device), impl=impl).mean()
+    return op(x, labels, kernels.PHI[name].to(x.device), impl=impl, precision=precision).mean()
 
 
 def ours(n: int, d: int) -> Iterator[Task]:
@@ -274,6 +274,9 @@ def ours(n: int, d: int) -> Iterator[Task]:
         yield case, f"{name} native", lambda f=native: step(f, inputs(n, d), classes(n, 8))
         yield case, f"{name} native, bfloat16 in", lambda f=native: step(f, half(), classes(n, 8))
         yield case, f"{name} strips", lambda f=strips: step(f, inputs(n, d), classes(n, 8))
+        for precision in ("tf32", "bf16"):
+            lowered = partial(native, precision=precision)
+            yield case, f"{name} native, {precision}", lambda f=lowered: step(f, inputs(n, d), classes(n, 8))
     yield case, "mixture native, default shapes", lambda: step(default_shapes, inputs(n, d), classes(n, 8))
     yield case, "two products (cuBLAS, TF32)", lambda: with_tf32(two_products(inputs(n, d)))
     yield case, "statistics native", lambda: partial(statistics_of, inputs(n, d), classes(n, 8))
@@ -359,7 +362,21 @@ def emulated() -> list[Task]:
 
     lib = library.Emulated(library.build())
     pair_ops = {"mixture": cases.mixture, "focal": cases.focal, "statistics": cases.statistics}
-    return [
+    lowered = [
+        (
+            f"97x{d}",
+            f"{name}, {word}, emulated: agrees with float64 at rounded rows",
+            lambda name=name, d=d, p=p: (
+                lambda _: cases.lowered(
+                    lib.use(precision=p, multiply=library.blas), cases.Case(97, None, d, "float32"), name, 2.0
+                )
+            ),
+        )
+        for d in DIMS
+        for name in ("mixture", "focal")
+        for word, p in (("tf32", library.TF32), ("bf16", library.BF16))
+    ]
+    return lowered + [
         (
             f"97x{d}",
             f"{name}, emulated: agrees with float64",

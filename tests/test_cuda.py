@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ala_metric as ala
-from ala_metric import metrics, ops
+from ala_metric import losses, metrics, ops
 
 pytestmark = [
     pytest.mark.cuda,
@@ -125,6 +125,35 @@ def test_flags_of_torch_do_not_reach_the_products_small() -> None:
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("impl", ["native", "strips"])
+@pytest.mark.parametrize("d", [31, 128, 513])
+def test_lowered_products_small(d: int, impl: Any, precision: Any) -> None:
+    """Those of the rounded rows, as strips take them on a CPU in float32."""
+    x, labels, _, _ = batch(300, None, d)
+    weights = torch.linspace(0.5, 2, 300)
+    most = {"tf32": 2.0**-11, "bf16": 2.0**-8}[precision]
+    for name, phi in (("distance_mixture", PHI), ("focal_weighting", torch.tensor([2.0, 8.0]))):
+
+        def run(emb: Tensor, name: str = name, phi: Tensor = phi, **more: Any) -> list[Tensor]:
+            leaf = emb.detach().clone().requires_grad_()
+            op = partial(getattr(ops, name), labels=labels.to(emb.device), phi=phi.to(emb), **more)
+            return [t.cpu() for t in gradients(op, [leaf], weights.to(emb.device))]
+
+        found = run(x, impl=impl, precision=precision)
+        rounded = run(x.cpu(), impl="strips", precision=precision)
+        truth = run(x.double(), impl="reference")
+        close(found[0], rounded[0], 2e-6)
+        close(found[1], truth[1], 2 * most)
+        # the tensor cores add in another order, and cut their sums off; G may round the other way
+        close(found[1], rounded[1], most)
+    near = torch.cat([x, x + 1e-3 * x.roll(1, 0)])
+    found_near = ops.pairwise_distance(near, impl=impl, precision=precision).diagonal(300)
+    close(found_near, torch.linalg.vector_norm((near[:300].double() - near[300:].double()), dim=1), 2e-6)
+    loss = losses.DistanceMixtureLoss(impl=impl, precision=precision).cuda()
+    assert torch.isfinite(loss(x, labels))
 
 
 @pytest.mark.parametrize("d", [128, 513])

@@ -148,6 +148,22 @@ def test_vmap_is_refused() -> None:
         torch.vmap(native.pairwise_distance)(x)
 
 
+def lowered_samples(
+    emb: torch.Tensor, labels: torch.Tensor, ref: torch.Tensor | None, ref_labels: torch.Tensor | None
+) -> list[tuple[str, tuple[object, ...]]]:
+    if emb.dtype != torch.float32 or len(emb) != 5:
+        return []
+    wanted = (True, ref is not None, True)
+    phi, phi2 = (weights(k, torch.float32).requires_grad_() for k in (10, 2))
+    plain = None if ref is None else ref.detach()
+    return [
+        ("pairwise_distance", (emb, ref, 1)),
+        ("distance_mixture", (emb, labels, phi, ref, ref_labels, *wanted, 1)),
+        ("focal_weighting", (emb, labels, phi2, 1.0, ref, ref_labels, *wanted, 2)),
+        ("distance_statistics", (emb.detach(), labels, plain, ref_labels, 2)),
+    ]
+
+
 def opcheck_samples() -> list[tuple[str, tuple[object, ...]]]:
     samples: list[tuple[str, tuple[object, ...]]] = []
     for n, m, d in SHAPES:
@@ -163,6 +179,7 @@ def opcheck_samples() -> list[tuple[str, tuple[object, ...]]]:
             phi, phi2, phi5 = (weights(k, torch.float32).requires_grad_() for k in (10, 2, 5))
             samples += [
                 ("pairwise_distance", (emb, ref)),
+                *lowered_samples(emb, labels, ref, ref_labels),
                 ("distance_mixture", (emb, labels, phi, ref, ref_labels, *wanted)),
                 ("focal_weighting", (emb, labels, phi2, 1.0, ref, ref_labels, *wanted)),
                 (
@@ -181,7 +198,7 @@ def opcheck_samples() -> list[tuple[str, tuple[object, ...]]]:
                 g4 = torch.ones(count, dtype=dtype)
                 samples += [
                     ("pairwise_distance_backward", (torch.ones(n, others, dtype=dtype), e, r, True, True)),
-                    ("distance_mixture_backward", (g, e, labels, f10, r, ref_labels, *units)),
+                    ("distance_mixture_backward", (g, e, labels, f10, r, ref_labels, *units, 0)),
                     ("focal_weighting_backward", (g, e, labels, f2, 1.0, r, ref_labels, *kept)),
                     ("mixture_pairs_backward", (g4, e, a, p, f5, True, r, True, True, True)),
                     ("mixture_triplets_backward", (g4, e, a, p, q, f10, r, True, True, True)),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .._pml import BaseMetricLossFunction
-from ..types import Impl, PhiSpec
+from ..types import Impl, PhiSpec, Precision
 from . import _distance
 
 LossDict = dict[str, dict[str, Any]]
@@ -40,19 +40,32 @@ class AdaptivePairLoss(BaseMetricLossFunction):
     phi: Tensor
     phi_spec: tuple[PhiSpec, ...]
     statistics_width = 1
+    precision: Precision = "fp32"
     parameter_identity = True  # every parameter weighs another function: a policy must tell them apart
 
     def __init__(
-        self, phi: Sequence[float] | Tensor, phi_spec: tuple[PhiSpec, ...], impl: Impl, **kwargs: Any
+        self,
+        phi: Sequence[float] | Tensor,
+        phi_spec: tuple[PhiSpec, ...],
+        impl: Impl,
+        precision: Precision,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         _distance.check_distance(self.distance)
         if impl not in ("auto", "native", "strips", "reference"):
             raise ValueError(f"impl must be 'auto', 'native', 'strips' or 'reference', got {impl!r}")
+        if precision not in ("fp32", "tf32", "bf16"):
+            raise ValueError(f"precision must be 'fp32', 'tf32' or 'bf16', got {precision!r}")
         self.impl: Impl = impl
+        self.precision = precision
         self.phi_spec = phi_spec
         self.register_buffer("phi", torch.zeros(len(phi_spec)))
         self.set_phi(_as_phi(phi))
+
+    def extra_repr(self) -> str:
+        """How the pairs are computed, for ``repr``."""
+        return f"impl={self.impl!r}, precision={self.precision!r}"
 
     def set_phi(self, phi: Tensor) -> None:
         """Replace the parameters in place.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from .._pml import BaseDistance, CosineSimilarity, LpDistance
-from ..types import Impl
+from ..types import Impl, Precision
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -49,8 +49,10 @@ def check_distance(distance: BaseDistance) -> None:
         )
 
 
-def mean_distances(rows: Tensor, targets: Tensor, impl: Impl = "auto") -> Tensor:
+def mean_distances(
+    rows: Tensor, targets: Tensor, impl: Impl = "auto", precision: Precision = "fp32"
+) -> Tensor:
     """Mean Euclidean distance of the positive and of the negative pairs, shape [2]; 0 without such pairs."""
-    means = ops.distance_statistics(rows, targets, impl=impl)
+    means = ops.distance_statistics(rows, targets, impl=impl, precision=precision)
     no_negatives = means[5] == 0  # 0.5/d is positive wherever there is a pair
     return torch.stack([means[1], torch.where(no_negatives, 0, 2 - means[6])])  # F+_2 = d, F-_2 = 2 - d

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..types import Impl, PhiSpec
+from ..types import Impl, PhiSpec, Precision
 from . import _distance
 from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, listed_rows, positive_pairs, term
 
@@ -35,6 +35,9 @@ class DistanceMixtureLoss(AdaptivePairLoss):
         the paper does. Kept as the float32 buffer ``.phi``.
     impl
         ``"native"``, ``"strips"``, ``"reference"`` or ``"auto"``.
+    precision
+        ``"fp32"``, ``"tf32"`` or ``"bf16"``: the lowest precision of the matrix products, on a GPU; see
+        :func:`ala_metric.ops.distance_mixture`. Mined pairs and other distances are not concerned.
     **kwargs
         ``distance``, ``reducer``, ``embedding_regularizer``, ``embedding_reg_weight``, ``collect_stats``
         of pytorch-metric-learning. The default distance is Euclidean between normalised embeddings; other
@@ -43,7 +46,8 @@ class DistanceMixtureLoss(AdaptivePairLoss):
     Raises
     ------
     ValueError
-        For ``phi`` of a wrong length or out of range, an unknown ``impl``, and a similarity as ``distance``.
+        For ``phi`` of a wrong length or out of range, an unknown ``impl`` or ``precision``, and a
+        similarity as ``distance``.
 
     Examples
     --------
@@ -57,10 +61,15 @@ class DistanceMixtureLoss(AdaptivePairLoss):
     phi_groups = (tuple(range(5)), tuple(range(5, 10)))  # alternatives: functions of positives, of negatives
 
     def __init__(
-        self, phi: Sequence[float] | Tensor | None = None, *, impl: Impl = "auto", **kwargs: Any
+        self,
+        phi: Sequence[float] | Tensor | None = None,
+        *,
+        impl: Impl = "auto",
+        precision: Precision = "fp32",
+        **kwargs: Any,
     ) -> None:
         spec = tuple(PhiSpec(f"phi_{k}", 0.0, 1.0, "additive") for k in range(1, 11))
-        super().__init__(_DEFAULT if phi is None else phi, spec, impl, **kwargs)
+        super().__init__(_DEFAULT if phi is None else phi, spec, impl, precision, **kwargs)
 
     def statistics(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean of each parameter's own distance function over all pairs.
@@ -83,14 +92,16 @@ class DistanceMixtureLoss(AdaptivePairLoss):
             As :func:`ala_metric.ops.distance_statistics`.
         """
         rows = _distance.rows(self.distance, outputs.detach())
-        return ops.distance_statistics(rows, targets, impl=self.impl)[:, None]
+        return ops.distance_statistics(rows, targets, impl=self.impl, precision=self.precision)[:, None]
 
     def all_pairs(
         self, x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None, phi: Tensor
     ) -> LossDict:
         """One loss per anchor over all its pairs."""
         return self.per_anchor(
-            ops.distance_mixture(x, labels, phi, ref_emb=y, ref_labels=ref_labels, impl=self.impl)
+            ops.distance_mixture(
+                x, labels, phi, ref_emb=y, ref_labels=ref_labels, impl=self.impl, precision=self.precision
+            )
         )
 
     def all_pairs_of_matrix(
@@ -103,7 +114,9 @@ class DistanceMixtureLoss(AdaptivePairLoss):
         self, x: Tensor, labels: Tensor, y: Tensor, ref_labels: Tensor, own: Tensor | None, phi: Tensor
     ) -> Tensor:
         """Sums of the mixture over the positive and the negative pairs, and the numbers of pairs."""
-        means = ops.distance_mixture(x, labels, phi, ref_emb=y, ref_labels=ref_labels, impl=self.impl)
+        means = ops.distance_mixture(
+            x, labels, phi, ref_emb=y, ref_labels=ref_labels, impl=self.impl, precision=self.precision
+        )
         anchors, others, positives = positive_pairs(labels, ref_labels)
         rows, places = listed_rows(y, others)
         pull = _RowPairs(x, rows, self.impl).mixture(anchors, places, phi[:5], positive=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..types import Impl, PhiSpec
+from ..types import Impl, PhiSpec, Precision
 from . import _distance
 from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, listed_rows, positive_pairs
 
@@ -34,6 +34,9 @@ class FocalWeightingLoss(AdaptivePairLoss):
         The distance offset :math:`\alpha`, a finite number.
     impl
         ``"native"``, ``"strips"``, ``"reference"`` or ``"auto"``.
+    precision
+        ``"fp32"``, ``"tf32"`` or ``"bf16"``: the lowest precision of the matrix products, on a GPU; see
+        :func:`ala_metric.ops.focal_weighting`. Mined pairs and other distances are not concerned.
     **kwargs
         ``distance``, ``reducer``, ``embedding_regularizer``, ``embedding_reg_weight``, ``collect_stats``
         of pytorch-metric-learning. The default distance is Euclidean between normalised embeddings; other
@@ -42,8 +45,8 @@ class FocalWeightingLoss(AdaptivePairLoss):
     Raises
     ------
     ValueError
-        For ``phi`` of a wrong length or out of range, an offset that is not finite, an unknown ``impl``,
-        and a similarity as ``distance``.
+        For ``phi`` of a wrong length or out of range, an offset that is not finite, an unknown ``impl`` or
+        ``precision``, and a similarity as ``distance``.
 
     Examples
     --------
@@ -60,12 +63,13 @@ class FocalWeightingLoss(AdaptivePairLoss):
         offset: float = 1.0,
         *,
         impl: Impl = "auto",
+        precision: Precision = "fp32",
         **kwargs: Any,
     ) -> None:
         if not isinstance(offset, (int, float)) or not math.isfinite(offset):
             raise ValueError(f"offset must be a finite number, got {offset!r}")
         spec = tuple(PhiSpec(f"phi_{sign}", 0.5, 64.0, "multiplicative") for sign in ("pos", "neg"))
-        super().__init__(phi, spec, impl, **kwargs)
+        super().__init__(phi, spec, impl, precision, **kwargs)
         self.offset = offset
         self.add_to_recordable_attributes(list_of_names=["offset"], is_stat=False)
 
@@ -90,7 +94,7 @@ class FocalWeightingLoss(AdaptivePairLoss):
             As :func:`ala_metric.ops.distance_statistics`.
         """
         rows = _distance.rows(self.distance, outputs.detach())
-        return _distance.mean_distances(rows, targets, self.impl)[:, None]
+        return _distance.mean_distances(rows, targets, self.impl, self.precision)[:, None]
 
     def all_pairs(
         self, x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None, phi: Tensor
@@ -98,7 +102,14 @@ class FocalWeightingLoss(AdaptivePairLoss):
         """One loss per anchor over all its pairs."""
         return self.per_anchor(
             ops.focal_weighting(
-                x, labels, phi, offset=self.offset, ref_emb=y, ref_labels=ref_labels, impl=self.impl
+                x,
+                labels,
+                phi,
+                offset=self.offset,
+                ref_emb=y,
+                ref_labels=ref_labels,
+                impl=self.impl,
+                precision=self.precision,
             )
         )
 
@@ -113,7 +124,14 @@ class FocalWeightingLoss(AdaptivePairLoss):
     ) -> Tensor:
         """``log(1 + sum exp)`` over the positive and over the negative pairs."""
         both = ops.focal_weighting(
-            x, labels, phi, offset=self.offset, ref_emb=y, ref_labels=ref_labels, impl=self.impl
+            x,
+            labels,
+            phi,
+            offset=self.offset,
+            ref_emb=y,
+            ref_labels=ref_labels,
+            impl=self.impl,
+            precision=self.precision,
         )
         anchors, others, positives = positive_pairs(labels, ref_labels)
         rows, places = listed_rows(y, others)

@@ -11,8 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..types import Precision
+
 _checks: Literal["auto", "full", "cheap"] = "auto"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PRECISIONS = {"fp32": 0, "tf32": 1, "bf16": 2}  # as in csrc/include/ala_metric/cuda.h
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -165,6 +168,17 @@ def check_indices(index: Tensor, rows: int, emb: Tensor, name: str) -> Tensor:
         if low < 0 or high >= rows:
             raise ValueError(f"{name} must lie in [0, {rows - 1}], got values from {low} to {high}")
     return index.to(torch.int64)
+
+
+def check_precision(precision: Precision, emb: Tensor) -> int:
+    """Refuse an unknown precision, and a lowered one for float64; the number that operators take."""
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision must be 'fp32', 'tf32' or 'bf16', got {precision!r}")
+    if precision != "fp32" and emb.dtype == torch.float64:
+        raise ValueError(
+            f"precision={precision!r} is for float32, float16 and bfloat16 embeddings, got {emb.dtype}"
+        )
+    return _PRECISIONS[precision]
 
 
 def compute(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,33 +22,47 @@ _GATHER_BYTES = 4 << 20
 
 _products: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 _lock = threading.Lock()
-_inside = 0
-_lowered: list[tuple[Any, str]] = []
+_inside = {"ieee": 0, "tf32": 0}
+_found: list[str] = []
 
 
 @contextmanager
-def exact_products() -> Iterator[None]:
-    """Keep float32 products out of TF32 and bfloat16, whatever the global flags of torch allow.
+def products(*, tf32: bool = False) -> Iterator[None]:
+    """Keep float32 products out of TF32 and bfloat16 (or, on CUDA, in TF32), whatever torch's flags allow.
 
-    torch has no such choice per product. So the flags are raised for the whole process while any thread is
-    in here, and the last one to leave puts back what the first one found.
+    torch has no such choice per product. So the flags are set for the whole process while any thread is in
+    here, and the last one to leave puts back what the first one found. Threads of both kinds at once all get
+    float32.
     """
-    global _inside
-    with _lock:
-        if _inside == 0:
-            found = [(flags, flags.fp32_precision) for flags in _products]
-            _lowered[:] = [(flags, kept) for flags, kept in found if kept in ("tf32", "bf16")]
-            for flags, _ in _lowered:
-                flags.fp32_precision = "ieee"
-        _inside += 1
+    wanted = "tf32" if tf32 else "ieee"
+    _count(wanted, 1)
     try:
         yield
     finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0:
-                for flags, kept in _lowered:
-                    flags.fp32_precision = kept
+        _count(wanted, -1)
+
+
+def _count(wanted: str, threads: int) -> None:
+    with _lock:
+        if not any(_inside.values()):
+            _found[:] = [flags.fp32_precision for flags in _products]
+        _inside[wanted] += threads
+        for flags, found in zip(_products, _found):
+            now = found
+            if _inside["ieee"]:
+                now = "ieee" if found in ("tf32", "bf16") else found
+            elif _inside["tf32"]:
+                now = "tf32" if flags is _products[0] else found
+            if flags.fp32_precision != now:
+                flags.fp32_precision = now
+
+
+def rounded(x: Tensor, precision: int) -> Tensor:
+    """The nearest numbers that TF32 (1) or bfloat16 (2) can hold; ``x`` itself for float32 (0)."""
+    if precision == 0:
+        return x
+    scaled = x * (2**13 + 1 if precision == 1 else 2**16 + 1)  # 11 or 8 of 24 bits stay (T. J. Dekker, 1971)
+    return scaled - (scaled - x)
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:
@@ -98,15 +112,20 @@ class Strip:
 class PairStrips:
     """All pairs of anchors ``x`` [N, D] and references ``y`` [M, D], strip by strip.
 
-    With ``y=None`` the references are the anchors, and the distance of a row to itself is exactly 0.
+    With ``y=None`` the references are the anchors, and the distance of a row to itself is exactly 0. What
+    products take is rounded to ``precision``, squared norms are those of the rounded rows. bfloat16 fits into
+    TF32, in which the products are taken on CUDA; elsewhere they are float32's, of the same numbers.
     """
 
-    def __init__(self, x: Tensor, y: Tensor | None) -> None:
+    def __init__(self, x: Tensor, y: Tensor | None, precision: int = 0) -> None:
         self.x = x
         self.symmetric = y is None
         self.y = x if y is None else y
-        self.x_square = squares(x)
-        self.y_square = self.x_square if y is None else squares(y)
+        self.precision = precision
+        self.x_factors = rounded(x, precision)
+        self.y_factors = self.x_factors if y is None else rounded(y, precision)
+        self.x_square = squares(self.x_factors)
+        self.y_square = self.x_square if y is None else squares(self.y_factors)
 
     def __iter__(self) -> Iterator[Strip]:
         n, m = self.x.shape[0], self.y.shape[0]
@@ -116,8 +135,8 @@ class PairStrips:
 
     def _strip(self, rows: slice) -> Strip:
         scale = self.x_square[rows, None] + self.y_square
-        with exact_products():
-            square = torch.addmm(scale, self.x[rows], self.y.T, alpha=-2)
+        with self._products():
+            square = torch.addmm(scale, self.x_factors[rows], self.y_factors.T, alpha=-2)
         is_near = square < NEAR * scale
         if self.symmetric:
             is_near[:, rows].fill_diagonal_(False)
@@ -127,6 +146,9 @@ class PairStrips:
             difference = self.x[rows][i[part]] - self.y[j[part]]
             square[i[part], j[part]] = (difference * difference).sum(1)
         return Strip(rows, square.clamp_min_(0).sqrt_(), (i, j))
+
+    def _products(self) -> AbstractContextManager[None]:
+        return products(tf32=self.precision > 0 and self.x.is_cuda)
 
     def masks(self, strip: Strip, labels: Tensor, ref_labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Positive and negative pairs [c, M] of a strip, a row's pair with itself in neither."""
@@ -148,10 +170,11 @@ class PairStrips:
         i, j = strip.near
         near = g[i, j]
         g[i, j] = 0
+        g = rounded(g, self.precision)
         x = self.x[rows]
-        with exact_products():
-            grad_x[rows] += torch.addmm(g.sum(1)[:, None] * x, g, self.y, alpha=-1)
-            grad_y += torch.addmm(g.sum(0)[:, None] * self.y, g.T, x, alpha=-1)
+        with self._products():
+            grad_x[rows] += torch.addmm(g.sum(1)[:, None] * x, g, self.y_factors, alpha=-1)
+            grad_y += torch.addmm(g.sum(0)[:, None] * self.y, g.T, self.x_factors[rows], alpha=-1)
         for part in gather_chunks(i.numel(), self.x):
             pull = near[part, None] * (x[i[part]] - self.y[j[part]])
             grad_x[rows].index_add_(0, i[part], pull)

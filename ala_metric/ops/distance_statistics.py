@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import Impl
+from ..types import Impl, Precision
 from . import _functions as f
-from ._check import check_batch, compute
+from ._check import check_batch, check_precision, compute
 from ._reference import distance_matrix, pair_masks
 from ._select import choose
 from ._strips import PairStrips
@@ -21,6 +21,7 @@ def distance_statistics(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     impl: Impl = "auto",
+    precision: Precision = "fp32",
 ) -> Tensor:
     r"""Means of the ten distance functions over all positive and all negative pairs.
 
@@ -41,6 +42,12 @@ def distance_statistics(
         References, shapes [M, D] and [M]; without them the batch, less each row's pair with itself.
     impl
         ``"native"``, ``"strips"``, ``"reference"`` or ``"auto"``.
+    precision
+        The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8
+        bits of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's
+        kernels and ``"reference"`` are more exact: float32 whatever it is; ``"strips"`` rounds on every
+        device. Only for float32, float16 and bfloat16 rows. Relative L2 error for unit rows at D = 128 and
+        512, measured with "strips": at most 3.1e-6 with TF32 and 1.4e-5 with bfloat16.
 
     Returns
     -------
@@ -60,18 +67,21 @@ def distance_statistics(
     tensor([1., 1.])
     """
     emb, labels, ref_emb, ref_labels = check_batch(emb, labels, ref_emb, ref_labels)
+    lowest = check_precision(precision, emb)
     which = choose("distance_statistics", impl, emb.device).impl
     if which == "native":
         from . import native
 
-        return native.distance_statistics(emb, labels, ref_emb=ref_emb, ref_labels=ref_labels)
+        return native.distance_statistics(
+            emb, labels, ref_emb=ref_emb, ref_labels=ref_labels, precision=lowest
+        )
     x, y = compute(emb), None if ref_emb is None else compute(ref_emb)
     sums = torch.zeros(10, dtype=torch.float64, device=x.device)
     counts = torch.zeros(2, dtype=torch.float64, device=x.device)
     if which == "reference":
         _add(sums, counts, distance_matrix(x, x if y is None else y), *pair_masks(labels, ref_labels))
     else:
-        strips = PairStrips(x, y)
+        strips = PairStrips(x, y, lowest)
         for strip in strips:
             _add(sums, counts, strip.distance, *strips.masks(strip, labels, ref_labels))
     return (sums / counts.clamp_min(1).repeat_interleave(5)).to(x.dtype)

@@ -24,9 +24,9 @@ _ops = torch.ops.ala_metric
 Gradients = tuple[Tensor | None, ...]
 
 
-def pairwise_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
+def pairwise_distance(x: Tensor, y: Tensor | None = None, *, precision: int = 0) -> Tensor:
     """Distances [N, M]; see :func:`ala_metric.ops.pairwise_distance`."""
-    result: Tensor = _ops.pairwise_distance(x, y)
+    result: Tensor = _ops.pairwise_distance(x, y, precision)
     return result
 
 
@@ -37,12 +37,12 @@ def distance_mixture(
     *,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
+    precision: int = 0,
 ) -> Tensor:
     """Loss per anchor [N]; see :func:`ala_metric.ops.distance_mixture`."""
     wanted = _wanted(emb, ref_emb, phi)
-    return _loss(
-        "distance_mixture", emb, labels.contiguous(), _parameters(phi), ref_emb, _packed(ref_labels), *wanted
-    )
+    labels, ref_labels = labels.contiguous(), _packed(ref_labels)
+    return _loss("distance_mixture", emb, labels, _parameters(phi), ref_emb, ref_labels, *wanted, precision)
 
 
 def focal_weighting(
@@ -53,20 +53,27 @@ def focal_weighting(
     offset: float = 1.0,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
+    precision: int = 0,
 ) -> Tensor:
     """Loss per anchor [N]; see :func:`ala_metric.ops.focal_weighting`."""
     wanted = _wanted(emb, ref_emb, phi)
     labels, ref_labels = labels.contiguous(), _packed(ref_labels)
-    return _loss("focal_weighting", emb, labels, _parameters(phi), offset, ref_emb, ref_labels, *wanted)
+    phi = _parameters(phi)
+    return _loss("focal_weighting", emb, labels, phi, offset, ref_emb, ref_labels, *wanted, precision)
 
 
 def distance_statistics(
-    emb: Tensor, labels: Tensor, *, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    emb: Tensor,
+    labels: Tensor,
+    *,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    precision: int = 0,
 ) -> Tensor:
     """Means of the ten functions; see :func:`ala_metric.ops.distance_statistics`."""
     references = None if ref_emb is None else ref_emb.detach()
     result: Tensor = _ops.distance_statistics(
-        emb.detach(), labels.contiguous(), references, _packed(ref_labels)
+        emb.detach(), labels.contiguous(), references, _packed(ref_labels), precision
     )
     return result
 
@@ -143,7 +150,7 @@ def _loss(name: str, *inputs: Any) -> Tensor:
     result: Tensor
     if torch.compiler.is_compiling():
         result = getattr(_ops, name)(*inputs)[0]
-    elif any(inputs[-3:]):
+    elif any(inputs[-4:-1]):
         result = _functions[name].apply(*inputs)
     else:
         result = _run(name, inputs)[0]
@@ -177,12 +184,12 @@ def _as(gradient: Tensor, x: Tensor | None, wanted: bool) -> Tensor | None:
 # ---- shapes of the results, for tracing
 
 
-def _pairwise_distance_shape(x: Tensor, y: Tensor | None) -> Tensor:
+def _pairwise_distance_shape(x: Tensor, y: Tensor | None, precision: int = 0) -> Tensor:
     return _new(x, x.shape[0], (x if y is None else y).shape[0])
 
 
 def _pairwise_distance_backward_shape(
-    grad: Tensor, x: Tensor, y: Tensor | None, x_grad: bool, y_grad: bool
+    grad: Tensor, x: Tensor, y: Tensor | None, x_grad: bool, y_grad: bool, precision: int = 0
 ) -> tuple[Tensor, Tensor]:
     return _like(x_grad, x, x), _like(y_grad, y, x)
 
@@ -196,6 +203,7 @@ def _distance_mixture_shape(
     emb_grad: bool,
     ref_grad: bool,
     phi_grad: bool,
+    precision: int = 0,
 ) -> tuple[Tensor, ...]:
     units = _like(emb_grad, emb, emb), _like(ref_grad, ref_emb, emb), _like(phi_grad, phi, emb)
     return _new(emb, emb.shape[0]), *units
@@ -208,9 +216,12 @@ def _distance_mixture_backward_shape(
     phi: Tensor,
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
-    *units: Tensor,
+    unit_emb: Tensor,
+    unit_ref: Tensor,
+    unit_phi: Tensor,
+    precision: int = 0,
 ) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(unit) for unit in units)
+    return torch.empty_like(unit_emb), torch.empty_like(unit_ref), torch.empty_like(unit_phi)
 
 
 def _focal_weighting_shape(
@@ -223,6 +234,7 @@ def _focal_weighting_shape(
     emb_grad: bool,
     ref_grad: bool,
     phi_grad: bool,
+    precision: int = 0,
 ) -> tuple[Tensor, ...]:
     units = _like(emb_grad, emb, emb), _like(ref_grad, ref_emb, emb), _like(phi_grad, phi, emb)
     # on CUDA float64 for every input: its rounding would be that of all gradients of a row
@@ -239,13 +251,16 @@ def _focal_weighting_backward_shape(
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
     lse: Tensor,
-    *units: Tensor,
+    unit_emb: Tensor,
+    unit_ref: Tensor,
+    unit_phi: Tensor,
+    precision: int = 0,
 ) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(unit) for unit in units)
+    return torch.empty_like(unit_emb), torch.empty_like(unit_ref), torch.empty_like(unit_phi)
 
 
 def _distance_statistics_shape(
-    emb: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+    emb: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None, precision: int = 0
 ) -> Tensor:
     return _new(emb, 10)
 
@@ -292,14 +307,15 @@ def _mixture_triplets_backward_shape(
 
 
 def _save_pairwise_distance(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    *rows, ctx.precision = inputs
+    ctx.save_for_backward(*rows)
 
 
 def _pairwise_distance_backward(ctx: Any, grad: Tensor) -> Gradients:
     x, y = ctx.saved_tensors
-    x_grad, y_grad = ctx.needs_input_grad
-    grad_x, grad_y = _ops.pairwise_distance_backward(grad, x, y, x_grad, y_grad)
-    return _as(grad_x, x, x_grad), _as(grad_y, y, y_grad)
+    x_grad, y_grad = ctx.needs_input_grad[:2]
+    grad_x, grad_y = _ops.pairwise_distance_backward(grad, x, y, x_grad, y_grad, ctx.precision)
+    return _as(grad_x, x, x_grad), _as(grad_y, y, y_grad), None
 
 
 def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
@@ -323,37 +339,37 @@ def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
 
 
 def _save_distance_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    emb, labels, phi, ref_emb, ref_labels, *ctx.wanted = inputs
+    emb, labels, phi, ref_emb, ref_labels, *ctx.wanted, ctx.precision = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(emb, labels, phi, ref_emb, ref_labels, *output[1:])
 
 
 def _distance_mixture_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradients:
     if grad is None:
-        return (None,) * 8
+        return (None,) * 9
     emb, labels, phi, ref_emb, ref_labels, *units = ctx.saved_tensors
     gradients = _scaled(grad, units) or _ops.distance_mixture_backward(
-        grad.contiguous(), emb, labels, phi, ref_emb, ref_labels, *units
+        grad.contiguous(), emb, labels, phi, ref_emb, ref_labels, *units, ctx.precision
     )
     grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), ctx.wanted)
-    return grad_emb, None, grad_phi, grad_ref, None, None, None, None
+    return grad_emb, None, grad_phi, grad_ref, None, None, None, None, None
 
 
 def _save_focal_weighting(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    emb, labels, phi, ctx.offset, ref_emb, ref_labels, *ctx.wanted = inputs
+    emb, labels, phi, ctx.offset, ref_emb, ref_labels, *ctx.wanted, ctx.precision = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(emb, labels, phi, ref_emb, ref_labels, *output[1:])
 
 
 def _focal_weighting_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradients:
     if grad is None:
-        return (None,) * 9
+        return (None,) * 10
     emb, labels, phi, ref_emb, ref_labels, *kept = ctx.saved_tensors
     gradients = _scaled(grad, kept[1:]) or _ops.focal_weighting_backward(
-        grad.contiguous(), emb, labels, phi, ctx.offset, ref_emb, ref_labels, *kept
+        grad.contiguous(), emb, labels, phi, ctx.offset, ref_emb, ref_labels, *kept, ctx.precision
     )
     grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), ctx.wanted)
-    return grad_emb, None, grad_phi, None, grad_ref, None, None, None, None
+    return grad_emb, None, grad_phi, None, grad_ref, None, None, None, None, None
 
 
 def _save_mixture_pairs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -113,6 +113,13 @@ __device__ inline float rounded_product(float a, float b) {
 __device__ inline double rounded_product(double a, double b) {
   return __dmul_rn(a, b);
 }
+// x to the nearest number of k fewer bits, for splitter = 2^k + 1 (T. J. Dekker, 1971). 0: x itself.
+template <class T>
+__device__ inline T rounded(T x, T splitter) {
+  if (splitter == T(0)) return x;
+  const T scaled = rounded_product(x, splitter);
+  return scaled - (scaled - x);
+}
 __device__ inline float multiply_add(float a, float b, float c) {
   return ::fmaf(a, b, c);
 }

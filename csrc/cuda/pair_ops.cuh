@@ -13,7 +13,8 @@ namespace ala::cuda {
 
 template <class T>
 struct Pairs {
-  const T *x, *y;  // [rows, pitch], [cols, pitch]
+  const T *x, *y;                  // [rows, pitch], [cols, pitch]
+  const T *x_factors, *y_factors;  // the same in the precision of the products
   const T *x_square, *y_square;
   const int64_t *x_labels, *y_labels;  // NULL where labels do not matter
   int64_t rows, cols;

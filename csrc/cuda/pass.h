@@ -51,6 +51,11 @@ struct Run {
   Memory& memory;
   cudaError_t error = cudaSuccess;
 
+  ala_precision precision() const { return static_cast<ala_precision>(context.precision); }
+  // See rounded(): of 24 bits, TF32 has 11 and bfloat16 8.
+  float splitter() const {
+    return precision() == ALA_PRECISION_TF32 ? 8193.0f : precision() == ALA_PRECISION_BF16 ? 65537.0f : 0.0f;
+  }
   cudaStream_t stream() const { return static_cast<cudaStream_t>(context.stream); }
   void check(cudaError_t found) {
     if (error == cudaSuccess) error = found;
@@ -73,8 +78,8 @@ struct Run {
       return;
     }
     const auto dtype = sizeof(T) == 8 ? ALA_F64 : ALA_F32;
-    if (context.multiply(context.multiply_self, context.stream, dtype, transposed, rows, cols, inner, a, lda,
-                         b, ldb, c, ldc) != 0)
+    if (context.multiply(context.multiply_self, context.stream, dtype, precision(), transposed, rows, cols,
+                         inner, a, lda, b, ldb, c, ldc) != 0)
       check(cudaErrorInvalidValue);
   }
 };
@@ -85,9 +90,11 @@ Rows<T> pack(Run& run, const ala_matrix& from) {
   to.count = from.rows;
   to.dims = static_cast<int>(from.cols);
   to.pitch = round_up(to.dims, static_cast<int>(16 / sizeof(T)));
-  to.data = run.memory.array<T>(to.count * to.pitch);
+  to.data = to.factors = run.memory.array<T>(to.count * to.pitch);
+  if (run.splitter() != 0) to.factors = run.memory.array<T>(to.count * to.pitch);
   to.square = run.memory.array<T>(to.count);
-  run.start(pack_rows<T>, ceil_div<int64_t>(to.count, kRowsPerBlock), kRowThreads, 0, from, to);
+  run.start(pack_rows<T>, ceil_div<int64_t>(to.count, kRowsPerBlock), kRowThreads, 0, from, to,
+            static_cast<T>(run.splitter()));
   return to;
 }
 
@@ -105,12 +112,13 @@ struct Points {
     y = symmetric ? x : cuda::pack<T>(run, r.y);
   }
   Pairs<T> pairs() const {
-    return {x.data,  y.data,  x.square, y.square, x_labels, y_labels,
-            x.count, y.count, x.dims,   x.pitch,  symmetric};
+    return {x.data,   y.data,  x.factors, y.factors, x.square, y.square, x_labels,
+            y_labels, x.count, y.count,   x.dims,    x.pitch,  symmetric};
   }
   // References as rows, anchors as columns.
   Pairs<T> turned() const {
-    return {y.data, x.data, y.square, x.square, y_labels, x_labels, y.count, x.count, x.dims, x.pitch, 0};
+    return {y.data,   x.data,  y.factors, x.factors, y.square, x.square, y_labels,
+            x_labels, y.count, x.count,   x.dims,    x.pitch,  0};
   }
 };
 
@@ -190,9 +198,10 @@ void run_strips(Run& run, const Pairs<T>& p, const Op& op, const Results<T>& res
   if (run.memory.measures()) return;
   for (int64_t first = 0; first < p.rows && run.error == cudaSuccess; first += height) {
     const int64_t rows = first + height < p.rows ? height : p.rows - first;
-    const Strip<T> strip{Op::kStores ? s + first * pitch : s, pitch, first, rows, span};
-    const T* x = p.x + first * p.pitch;
-    run.product(true, x, p.pitch, p.y, p.pitch, strip.s, pitch, rows, p.cols, p.pitch);
+    const Strip<T> strip{Op::kStores ? s + first * pitch : s, pitch, first, rows, span,
+                         static_cast<T>(run.splitter())};
+    run.product(true, p.x_factors + first * p.pitch, p.pitch, p.y_factors, p.pitch, strip.s, pitch, rows,
+                p.cols, p.pitch);
     run.start(strip_kernel<T, Op>, ceil_div<int64_t>(rows, kStripRows) * spans, kStripThreads, 0, p, op,
               strip, out);
     if constexpr (Op::kValues > 0)
@@ -200,8 +209,10 @@ void run_strips(Run& run, const Pairs<T>& p, const Op& op, const Results<T>& res
         run.start(finish_values<T, Op>, ceil_div<int64_t>(rows, kFinishThreads), kFinishThreads, 0, out,
                   first, rows, results.values);
     if (results.grad) {
-      run.product(false, strip.s, pitch, p.y, p.pitch, product, p.pitch, rows, p.pitch, p.cols);
+      run.product(false, strip.s, pitch, p.y_factors, p.pitch, product, p.pitch, rows, p.pitch, p.cols);
       if (p.cols == 0) run.clear(product, rows * p.pitch * static_cast<int64_t>(sizeof(T)));
+      // the row itself, not rounded: its error would be that of all its pairs, where the others' average out
+      const T* x = p.x + first * p.pitch;
       const GradientSum<T> sum{product, 1, rows, x, results.grad + first * p.dims, rows, p.dims, p.pitch};
       run.start(finish_gradient<T>, ceil_div<int64_t>(rows, kFinishThreads / kWarp), kFinishThreads, 0, sum,
                 out);
@@ -218,7 +229,8 @@ void run_pass(Run& run, const Pairs<T>& p, const Op& op, const Results<T>& resul
     const int path = run.context.path;
     const bool small = p.dims <= 64;
     const int64_t bytes = small ? fused_shared_bytes<64>() : fused_shared_bytes<128>();
-    if (path != ALA_PATH_STRIPS && p.dims <= 128 && p.dims > 0 && bytes <= shared_limit())
+    const bool exact = run.precision() == ALA_PRECISION_F32;
+    if (path != ALA_PATH_STRIPS && exact && p.dims <= 128 && p.dims > 0 && bytes <= shared_limit())
       return small ? run_fused<64>(run, p, op, results) : run_fused<128>(run, p, op, results);
   }
   run_strips(run, p, op, results);
@@ -245,6 +257,10 @@ ala_status run_op(ala_dtype dtype, const ala_cuda_context* context, void* worksp
                   int64_t* bytes, ala_error* error, const Body& body) {
   static const ala_cuda_context plain{};
   const ala_cuda_context& chosen = context ? *context : plain;
+  if (chosen.precision < ALA_PRECISION_F32 || chosen.precision > ALA_PRECISION_BF16)
+    return refuse(error, ALA_INVALID_ARGUMENT, "precision must be an ala_precision");
+  if (chosen.precision != ALA_PRECISION_F32 && dtype == ALA_F64)
+    return refuse(error, ALA_INVALID_ARGUMENT, "precision must be F32 for rows of f64");
   const auto walk = [&](Memory& memory) {
     Run run{chosen, memory};
     if (dtype == ALA_F64)

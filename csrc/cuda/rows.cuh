@@ -36,8 +36,10 @@ __device__ inline T element(const ala_matrix& m, int64_t at) {
 
 template <class T>
 struct Rows {
-  T* data = nullptr;    // [count, pitch]
-  T* square = nullptr;  // [count]; NaN where it overflows, so that no distance becomes a finite lie
+  T* data = nullptr;     // [count, pitch]
+  T* factors = nullptr;  // the same, rounded to the precision of the products; `data` itself for float32
+  T* square = nullptr;   // [count], of the factors: |x|^2 + |y|^2 - 2xy is then a true distance, of rounded
+                         // rows. NaN where it overflows, so that no distance becomes a finite lie
   int64_t count = 0;
   int dims = 0, pitch = 0;
 };
@@ -46,15 +48,17 @@ constexpr int kRowThreads = 256;  // one warp per row
 constexpr int kRowsPerBlock = kRowThreads / kWarp;
 
 template <class T>
-__global__ void __launch_bounds__(kRowThreads) pack_rows(ala_matrix from, Rows<T> to) {
+__global__ void __launch_bounds__(kRowThreads) pack_rows(ala_matrix from, Rows<T> to, T splitter) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kWarp;
   if (i >= to.count) return;
   T sum = 0;
   for (int k = lane; k < to.pitch; k += kWarp) {
     const T x = k < to.dims ? element<T>(from, i * from.row_stride + k * from.col_stride) : T(0);
+    const T factor = rounded(x, splitter);
     to.data[i * to.pitch + k] = x;
-    sum += x * x;
+    if (splitter != T(0)) to.factors[i * to.pitch + k] = factor;
+    sum += factor * factor;
   }
   sum = warp_sum(sum);
   if (lane == 0) to.square[i] = sum - sum == T(0) ? sum : T(NAN);

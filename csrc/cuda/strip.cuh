@@ -23,6 +23,7 @@ template <class T>
 struct Strip {
   T* s;  // [rows, pitch]
   int64_t pitch, first, rows, span;
+  T splitter;  // rounds G for its product
 };
 
 constexpr int kStripThreads = 256, kStripRows = kStripThreads / kWarp, kStripUnroll = 4;
@@ -81,10 +82,12 @@ __global__ void __launch_bounds__(kStripThreads, sizeof(T) == 8 ? 1 : 2)
       if (Op::kStores) {
         if (j < end) s[j] = g;
       } else if (Op::kGradient) {
-        if (near[u])
+        if (near[u]) {
           pull[u] = g;
-        else
+        } else {
+          g = rounded(g, strip.splitter);
           row_sum += g;
+        }
         if (j < end) s[j] = near[u] ? T(0) : g;
       }
     }

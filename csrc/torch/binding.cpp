@@ -120,16 +120,24 @@ struct Gradients {
   Tensor x, y, phi;
 };
 
+// An ala_precision; the CPU's products are float32 whatever it is.
+void check_precision(int64_t precision, const Tensor& like) {
+  if (precision < ALA_PRECISION_F32 || precision > ALA_PRECISION_BF16) refuse("precision must be 0, 1 or 2");
+  if (precision != ALA_PRECISION_F32 && like.dtype() == aoti_torch_dtype_float64())
+    refuse("precision must be 0 for float64");
+}
+
 #if defined(ALA_WITH_CUDA)
 // Queues an op on torch's current stream of the tensors' device, in memory that torch allocated there.
 template <class Request>
-void run_on_cuda(const Request& request, const Tensor& like,
+void run_on_cuda(const Request& request, const Tensor& like, int64_t precision,
                  ala_status (*workspace_size)(const Request*, const ala_cuda_context*, int64_t*, ala_error*),
                  ala_status (*op)(const Request*, const ala_cuda_context*, void*, int64_t, ala_error*)) {
   if (const char* why = ala::cuda_binding::obstacle()) throw std::runtime_error(why);
   const int32_t device = like.device_index();
   const ala::cuda_binding::Device guard(device);
   ala_cuda_context context{};
+  context.precision = static_cast<int32_t>(precision);
   ala::stable::check(aoti_torch_get_current_cuda_stream(device, &context.stream), "tell its CUDA stream");
   // torch's allocator keeps both alive for this stream after they are freed here
   Tensor blas_memory = Tensor::empty({ala::cuda_binding::kBlasBytes}, aoti_torch_dtype_uint8(), like);
@@ -144,11 +152,13 @@ void run_on_cuda(const Request& request, const Tensor& like,
   Tensor workspace = Tensor::empty({bytes}, aoti_torch_dtype_uint8(), like);
   demand(op(&request, &context, workspace.mutable_data(), bytes, &error), error);
 }
-#define ALA_RUN(op, request, like)                                                         \
-  ((like).is_cuda() ? run_on_cuda(request, like, ala_cuda_##op##_workspace, ala_cuda_##op) \
+#define ALA_RUN(op, request, like, precision)                                                         \
+  (check_precision(precision, like),                                                                  \
+   (like).is_cuda() ? run_on_cuda(request, like, precision, ala_cuda_##op##_workspace, ala_cuda_##op) \
                     : run(request, like, ala_##op##_workspace, ala_##op))
 #else
-#define ALA_RUN(op, request, like) run(request, like, ala_##op##_workspace, ala_##op)
+#define ALA_RUN(op, request, like, precision) \
+  (check_precision(precision, like), run(request, like, ala_##op##_workspace, ala_##op))
 #endif
 
 // Runs an op of the core on torch's threads, in memory that torch allocated.
@@ -222,18 +232,18 @@ using Three = std::tuple<Tensor, Tensor, Tensor>;
 
 // ---- pairwise_distance
 
-std::tuple<Tensor> pairwise_distance(const Tensor& x, const OptionalTensor& y) {
+std::tuple<Tensor> pairwise_distance(const Tensor& x, const OptionalTensor& y, const int64_t& precision) {
   ala_pairwise_distance_request request{};
   set_points(request, x, y, "x", "y");
   Tensor distances = output(true, {request.x.rows, request.y.rows}, x);
   request.distances = distances.mutable_data();
-  ALA_RUN(pairwise_distance, request, x);
+  ALA_RUN(pairwise_distance, request, x, precision);
   return {std::move(distances)};
 }
 
 std::tuple<Tensor, Tensor> pairwise_distance_backward(const Tensor& grad, const Tensor& x,
                                                       const OptionalTensor& y, const bool& x_grad,
-                                                      const bool& y_grad) {
+                                                      const bool& y_grad, const int64_t& precision) {
   ala_pairwise_distance_backward_request request{};
   set_points(request, x, y, "x", "y");
   request.grad_distances = matrix(grad, "grad");
@@ -242,7 +252,7 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(const Tensor& grad, const 
   Tensor grad_y = output(wants_y, {request.y.rows, request.y.cols}, x);
   if (x_grad) request.grad_x = grad_x.mutable_data();
   if (wants_y) request.grad_y = grad_y.mutable_data();
-  ALA_RUN(pairwise_distance_backward, request, x);
+  ALA_RUN(pairwise_distance_backward, request, x, precision);
   return {std::move(grad_x), std::move(grad_y)};
 }
 
@@ -262,21 +272,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> distance_mixture(const Tensor& emb, c
                                                             const Tensor& phi, const OptionalTensor& ref_emb,
                                                             const OptionalTensor& ref_labels,
                                                             const bool& emb_grad, const bool& ref_grad,
-                                                            const bool& phi_grad) {
+                                                            const bool& phi_grad, const int64_t& precision) {
   const Parameters<ALA_MIXTURE_PHI> parameters(phi);
   auto request = mixture_request(emb, labels, parameters, ref_emb, ref_labels);
   Gradients unit(request.x, request.y, request.symmetric, ALA_MIXTURE_PHI, emb_grad, ref_grad, phi_grad, emb);
   unit.attach(request);
   Tensor loss = output(true, {request.x.rows}, emb);
   request.loss = loss.mutable_data();
-  ALA_RUN(distance_mixture, request, emb);
+  ALA_RUN(distance_mixture, request, emb, precision);
   return {std::move(loss), std::move(unit.x), std::move(unit.y), std::move(unit.phi)};
 }
 
 Three distance_mixture_backward(const Tensor& grad, const Tensor& emb, const Tensor& labels,
                                 const Tensor& phi, const OptionalTensor& ref_emb,
                                 const OptionalTensor& ref_labels, const Tensor& unit_emb,
-                                const Tensor& unit_ref, const Tensor& unit_phi) {
+                                const Tensor& unit_ref, const Tensor& unit_phi, const int64_t& precision) {
   const void* weights = one_each(grad, emb.size(0), emb);
   if (const Tensor shared = shared_weight(grad, weights))
     return {product(unit_emb, shared), product(unit_ref, shared), product(unit_phi, shared)};
@@ -286,7 +296,7 @@ Three distance_mixture_backward(const Tensor& grad, const Tensor& emb, const Ten
                    unit_ref.dim() == 2, unit_phi.size(0) > 0, emb);
   result.attach(request);
   request.weights = weights;
-  ALA_RUN(distance_mixture, request, emb);
+  ALA_RUN(distance_mixture, request, emb, precision);
   return {std::move(result.x), std::move(result.y), std::move(result.phi)};
 }
 
@@ -302,12 +312,10 @@ ala_focal_weighting_request focal_request(const Tensor& emb, const Tensor& label
   return request;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> focal_weighting(const Tensor& emb, const Tensor& labels,
-                                                                   const Tensor& phi, const double& offset,
-                                                                   const OptionalTensor& ref_emb,
-                                                                   const OptionalTensor& ref_labels,
-                                                                   const bool& emb_grad, const bool& ref_grad,
-                                                                   const bool& phi_grad) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> focal_weighting(
+    const Tensor& emb, const Tensor& labels, const Tensor& phi, const double& offset,
+    const OptionalTensor& ref_emb, const OptionalTensor& ref_labels, const bool& emb_grad,
+    const bool& ref_grad, const bool& phi_grad, const int64_t& precision) {
   const Parameters<2> parameters(phi);
   auto request = focal_request(emb, labels, parameters, offset, ref_emb, ref_labels);
   Gradients unit(request.x, request.y, request.symmetric, 2, emb_grad, ref_grad, phi_grad, emb);
@@ -317,14 +325,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> focal_weighting(const Tensor&
   Tensor lse = Tensor::empty({request.x.rows, 2}, lse_type, emb);
   request.loss = loss.mutable_data();
   request.lse = lse.mutable_data();
-  ALA_RUN(focal_weighting, request, emb);
+  ALA_RUN(focal_weighting, request, emb, precision);
   return {std::move(loss), std::move(lse), std::move(unit.x), std::move(unit.y), std::move(unit.phi)};
 }
 
 Three focal_weighting_backward(const Tensor& grad, const Tensor& emb, const Tensor& labels, const Tensor& phi,
                                const double& offset, const OptionalTensor& ref_emb,
                                const OptionalTensor& ref_labels, const Tensor& lse, const Tensor& unit_emb,
-                               const Tensor& unit_ref, const Tensor& unit_phi) {
+                               const Tensor& unit_ref, const Tensor& unit_phi, const int64_t& precision) {
   const void* weights = one_each(grad, emb.size(0), emb);
   if (const Tensor shared = shared_weight(grad, weights))
     return {product(unit_emb, shared), product(unit_ref, shared), product(unit_phi, shared)};
@@ -336,20 +344,20 @@ Three focal_weighting_backward(const Tensor& grad, const Tensor& emb, const Tens
   request.weights = weights;
   request.lse = const_cast<void*>(lse.data());
   request.lse_given = 1;
-  ALA_RUN(focal_weighting, request, emb);
+  ALA_RUN(focal_weighting, request, emb, precision);
   return {std::move(result.x), std::move(result.y), std::move(result.phi)};
 }
 
 // ---- distance_statistics
 
 std::tuple<Tensor> distance_statistics(const Tensor& emb, const Tensor& labels, const OptionalTensor& ref_emb,
-                                       const OptionalTensor& ref_labels) {
+                                       const OptionalTensor& ref_labels, const int64_t& precision) {
   ala_distance_statistics_request request{};
   set_points(request, emb, ref_emb, "emb", "ref_emb");
   set_labels(request, labels, ref_labels);
   Tensor statistics = output(true, {ALA_MIXTURE_PHI}, emb);
   request.statistics = statistics.mutable_data();
-  ALA_RUN(distance_statistics, request, emb);
+  ALA_RUN(distance_statistics, request, emb, precision);
   return {std::move(statistics)};
 }
 
@@ -386,7 +394,7 @@ std::tuple<Tensor> mixture_pairs(const Tensor& emb, const Tensor& anchors, const
   Pairs pairs(emb, anchors, others, phi, positive, ref_emb);
   Tensor values = output(true, {pairs.count}, emb);
   (positive ? pairs.request.positive_values : pairs.request.negative_values) = values.mutable_data();
-  ALA_RUN(mined_pairs, pairs.request, emb);
+  ALA_RUN(mined_pairs, pairs.request, emb, ALA_PRECISION_F32);
   return {std::move(values)};
 }
 
@@ -401,7 +409,7 @@ Three mixture_pairs_backward(const Tensor& grad, const Tensor& emb, const Tensor
   (positive ? request.positive_weights : request.negative_weights) = one_each(grad, pairs.count, emb);
   Tensor all_phi = output(phi_grad, {ALA_MIXTURE_PHI}, emb);
   if (phi_grad) request.grad_phi = all_phi.mutable_data();
-  ALA_RUN(mined_pairs, request, emb);
+  ALA_RUN(mined_pairs, request, emb, ALA_PRECISION_F32);
   if (phi_grad) result.phi = all_phi.part(pairs.first(), Pairs::kShapes);
   return {std::move(result.x), std::move(result.y), std::move(result.phi)};
 }
@@ -428,7 +436,7 @@ std::tuple<Tensor> mixture_triplets(const Tensor& emb, const Tensor& anchors, co
   auto request = triplet_request(emb, anchors, positives, negatives, parameters, ref_emb);
   Tensor values = output(true, {request.n_triplets}, emb);
   request.values = values.mutable_data();
-  ALA_RUN(mined_triplets, request, emb);
+  ALA_RUN(mined_triplets, request, emb, ALA_PRECISION_F32);
   return {std::move(values)};
 }
 
@@ -442,7 +450,7 @@ Three mixture_triplets_backward(const Tensor& grad, const Tensor& emb, const Ten
                    emb);
   result.attach(request);
   request.weights = one_each(grad, request.n_triplets, emb);
-  ALA_RUN(mined_triplets, request, emb);
+  ALA_RUN(mined_triplets, request, emb, ALA_PRECISION_F32);
   return {std::move(result.x), std::move(result.y), std::move(result.phi)};
 }
 
@@ -465,7 +473,8 @@ std::tuple<Tensor> positive_ranks(const Tensor& emb, const Tensor& labels, const
 #if defined(ALA_WITH_CUDA)
   if (emb.is_cuda()) {
     const ala_cuda_positive_ranks_request on_device{request, first_only ? 0 : count};
-    run_on_cuda(on_device, emb, ala_cuda_positive_ranks_workspace, ala_cuda_positive_ranks);
+    run_on_cuda(on_device, emb, ALA_PRECISION_F32, ala_cuda_positive_ranks_workspace,
+                ala_cuda_positive_ranks);
     return {std::move(ranks)};
   }
 #endif
@@ -482,30 +491,34 @@ struct Operators {
 #else
   Operators() : schemas("ala_metric"), cpu("ala_metric", "CPU") {
 #endif
-    add<&pairwise_distance>("pairwise_distance", "(Tensor x, Tensor? y) -> Tensor");
+    add<&pairwise_distance>("pairwise_distance", "(Tensor x, Tensor? y, int precision=0) -> Tensor");
     add<&pairwise_distance_backward>(
         "pairwise_distance_backward",
-        "(Tensor grad, Tensor x, Tensor? y, bool x_grad, bool y_grad) -> (Tensor, Tensor)");
+        "(Tensor grad, Tensor x, Tensor? y, bool x_grad, bool y_grad, int precision=0) -> (Tensor, Tensor)");
     add<&distance_mixture>(
         "distance_mixture",
         "(Tensor emb, Tensor labels, Tensor phi, Tensor? ref_emb, Tensor? ref_labels, bool emb_grad, "
-        "bool ref_grad, bool phi_grad) -> (Tensor, Tensor, Tensor, Tensor)");
+        "bool ref_grad, bool phi_grad, int precision=0) -> (Tensor, Tensor, Tensor, Tensor)");
     add<&distance_mixture_backward>(
         "distance_mixture_backward",
         "(Tensor grad, Tensor emb, Tensor labels, Tensor phi, Tensor? ref_emb, Tensor? "
-        "ref_labels, Tensor unit_emb, Tensor unit_ref, Tensor unit_phi) -> (Tensor, Tensor, "
-        "Tensor)");
+        "ref_labels, Tensor unit_emb, Tensor unit_ref, Tensor unit_phi, int precision=0) -> "
+        "(Tensor, Tensor, Tensor)");
     add<&focal_weighting>(
         "focal_weighting",
         "(Tensor emb, Tensor labels, Tensor phi, float offset, Tensor? ref_emb, Tensor? ref_labels, "
-        "bool emb_grad, bool ref_grad, bool phi_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+        "bool emb_grad, bool ref_grad, bool phi_grad, int precision=0) -> (Tensor, Tensor, Tensor, Tensor, "
+        "Tensor)");
     add<&focal_weighting_backward>(
         "focal_weighting_backward",
         "(Tensor grad, Tensor emb, Tensor labels, Tensor phi, float offset, Tensor? ref_emb, "
-        "Tensor? ref_labels, Tensor lse, Tensor unit_emb, Tensor unit_ref, Tensor unit_phi) -> "
+        "Tensor? ref_labels, Tensor lse, Tensor unit_emb, Tensor unit_ref, Tensor unit_phi, int precision=0) "
+        "-> "
         "(Tensor, Tensor, Tensor)");
-    add<&distance_statistics>("distance_statistics",
-                              "(Tensor emb, Tensor labels, Tensor? ref_emb, Tensor? ref_labels) -> Tensor");
+    add<&distance_statistics>(
+        "distance_statistics",
+        "(Tensor emb, Tensor labels, Tensor? ref_emb, Tensor? ref_labels, int precision=0) "
+        "-> Tensor");
     add<&mixture_pairs>(
         "mixture_pairs",
         "(Tensor emb, Tensor anchors, Tensor others, Tensor phi, bool positive, Tensor? ref_emb) -> Tensor");

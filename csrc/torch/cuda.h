@@ -1,7 +1,8 @@
 // What the binding needs of CUDA: torch's current stream, and the BLAS that torch has loaded.
 //
 // All of it is weak: a torch without CUDA lacks these names, and the library must load there all the same.
-// The BLAS gets a handle of our own, so that no flag of torch's turns a float32 product into a TF32 one.
+// The BLAS gets a handle of our own, so that no flag of torch's turns a float32 product into a TF32 one: the
+// type of every product is said with it.
 #pragma once
 
 #include <ala_metric/cuda.h>
@@ -15,12 +16,10 @@ __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t 
 __attribute__((weak)) int cublasCreate_v2(void** handle);
 __attribute__((weak)) int cublasSetStream_v2(void* handle, void* stream);
 __attribute__((weak)) int cublasSetWorkspace_v2(void* handle, void* workspace, size_t bytes);
-__attribute__((weak)) int cublasSgemm_v2(void* handle, int op_a, int op_b, int m, int n, int k,
-                                         const float* alpha, const float* a, int lda, const float* b, int ldb,
-                                         const float* beta, float* c, int ldc);
-__attribute__((weak)) int cublasDgemm_v2(void* handle, int op_a, int op_b, int m, int n, int k,
-                                         const double* alpha, const double* a, int lda, const double* b,
-                                         int ldb, const double* beta, double* c, int ldc);
+__attribute__((weak)) int cublasGemmEx(void* handle, int op_a, int op_b, int m, int n, int k,
+                                       const void* alpha, const void* a, int a_type, int lda, const void* b,
+                                       int b_type, int ldb, const void* beta, void* c, int c_type, int ldc,
+                                       int compute, int algorithm);
 }
 
 namespace ala::cuda_binding {
@@ -35,7 +34,7 @@ inline const char* obstacle() {
 }
 
 inline bool finds_cublas() {
-  return cublasCreate_v2 && cublasSetStream_v2 && cublasSetWorkspace_v2 && cublasSgemm_v2 && cublasDgemm_v2;
+  return cublasCreate_v2 && cublasSetStream_v2 && cublasSetWorkspace_v2 && cublasGemmEx;
 }
 
 #if defined(ALA_WITH_CUDA)
@@ -75,24 +74,27 @@ class Blas {
   bool works() const { return handle_ != nullptr; }
 
   // Row-major C = A B or A B^T is column-major C^T = B^T A^T or B A^T of the same memory.
-  static int32_t multiply(void* self, void*, ala_dtype dtype, int32_t transpose_b, int64_t rows, int64_t cols,
-                          int64_t inner, const void* a, int64_t lda, const void* b, int64_t ldb, void* c,
-                          int64_t ldc) {
+  static int32_t multiply(void* self, void*, ala_dtype dtype, ala_precision precision, int32_t transpose_b,
+                          int64_t rows, int64_t cols, int64_t inner, const void* a, int64_t lda,
+                          const void* b, int64_t ldb, void* c, int64_t ldc) {
     for (const int64_t size : {rows, cols, inner, lda, ldb, ldc})
       if (size > INT_MAX) return 1;
     const auto i = [](int64_t size) { return static_cast<int>(size); };
-    void* handle = static_cast<Blas*>(self)->handle_;
-    const int op = transpose_b ? 1 : 0;
-    if (dtype == ALA_F64) {
-      const double one = 1, zero = 0;
-      return cublasDgemm_v2(handle, op, 0, i(cols), i(rows), i(inner), &one, static_cast<const double*>(b),
-                            i(ldb), static_cast<const double*>(a), i(lda), &zero, static_cast<double*>(c),
-                            i(ldc));
-    }
-    const float one = 1, zero = 0;
-    return cublasSgemm_v2(handle, op, 0, i(cols), i(rows), i(inner), &one, static_cast<const float*>(b),
-                          i(ldb), static_cast<const float*>(a), i(lda), &zero, static_cast<float*>(c),
-                          i(ldc));
+    constexpr int kR32F = 0, kR64F = 1, kCompute32F = 68, kCompute64F = 70, kFast16BF = 75, kFastTF32 = 77;
+    constexpr int kDefaultAlgorithm = -1;
+    const bool is_double = dtype == ALA_F64;
+    const int type = is_double ? kR64F : kR32F;
+    const int compute = is_double                         ? kCompute64F
+                        : precision == ALA_PRECISION_TF32 ? kFastTF32
+                        : precision == ALA_PRECISION_BF16 ? kFast16BF
+                                                          : kCompute32F;
+    const double one64 = 1, zero64 = 0;
+    const float one32 = 1, zero32 = 0;
+    const void* one = is_double ? static_cast<const void*>(&one64) : &one32;
+    const void* zero = is_double ? static_cast<const void*>(&zero64) : &zero32;
+    return cublasGemmEx(static_cast<Blas*>(self)->handle_, transpose_b ? 1 : 0, 0, i(cols), i(rows), i(inner),
+                        one, b, type, i(ldb), a, type, i(lda), zero, c, type, i(ldc), compute,
+                        kDefaultAlgorithm);
   }
 
  private:

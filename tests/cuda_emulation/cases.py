@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import oracle
-from .library import Emulated, blas
+from .library import BF16, LOST_BITS, TF32, Emulated, blas
 
 Array = np.ndarray
 PHI = np.array([1.0, 0.3, 0.2, 0.4, 0.6, 0.9, 0.5, 0.7, 0.25, 0.8])
@@ -277,6 +277,59 @@ def collapsed(kind: str, gap: float) -> Case:
     return case
 
 
+# Half a unit in the last place. Rounding of rows and weights leaves 0.2 to 0.75 of it in the gradient of a
+# mixture; in that of focal weighting, where positives and negatives cancel, up to 1.7.
+HALF_UNIT = {TF32: 2.0**-11, BF16: 2.0**-8}
+
+
+def to_nearest(x: Array, precision: int) -> Array:
+    """float32 with the significand of TF32 or bfloat16, in float64; ties away from zero."""
+    unit = 2.0 ** (np.frexp(x)[1] - 24 + LOST_BITS[precision])
+    return np.copysign(np.floor(np.abs(x.astype(np.float64)) / unit + 0.5) * unit, x)
+
+
+def at_rounded_rows(p: oracle.Pairs, precision: int) -> oracle.Pairs:
+    """The pairs at the distances of their rounded rows, near pairs at their own."""
+    x, y = (to_nearest(rows.astype(np.float32), precision) for rows in (p.x, p.y))
+    square = ((x[:, None] - y) ** 2).sum(2)
+    near = square <= 1e-2 * ((x**2).sum(1)[:, None] + (y**2).sum(1))
+    return p.at(np.where(near, p.d, np.sqrt(square)))
+
+
+def lowered(lib: Emulated, case: Case, name: str, most: float = 1.0) -> None:
+    """Values are float32's at the rounded rows; gradients are off by `most` half units in the last place."""
+    precision = lib.context.precision
+    rounded, weights = at_rounded_rows(case.pairs, precision), case.weights.astype(float)
+    if name == "mixture":
+        out = {"loss": empty(case.kind, case.n), **case.grads(10)}
+        lib.call("distance_mixture", case.x, case.y, phi=PHI, weights=case.weights, **case.common(), **out)
+        truth, wanted = (oracle.mixture(p, PHI, weights) for p in (case.pairs, rounded))
+    elif name == "focal":
+        phi = np.array([2.0, 8.0])
+        out = {"loss": empty(case.kind, case.n), "lse": np.full((case.n, 2), np.nan), **case.grads(2)}
+        more = {"phi": phi, "offset": 0.9, "weights": case.weights}
+        lib.call("focal_weighting", case.x, case.y, **more, **case.common(), **out)
+        truth, wanted = (oracle.focal(p, phi, 0.9, weights) for p in (case.pairs, rounded))
+    elif name == "statistics":
+        out = {"statistics": empty(case.kind, 10)}
+        lib.call("distance_statistics", case.x, case.y, **case.common(), **out)
+        truth, wanted = {}, {"statistics": oracle.statistics(rounded)}
+    else:
+        m = case.n if case.y is None else len(case.y)
+        out = {"distances": empty(case.kind, case.n, m)}
+        lib.call("pairwise_distance", case.x, case.y, **out)
+        grad = np.random.default_rng(9).normal(size=(case.n, m)).astype(np.float32)
+        grads = case.grads(1)
+        del grads["grad_phi"]
+        lib.call("pairwise_distance_backward", case.x, case.y, grad_distances=grad, **grads)
+        out |= grads
+        truth = dict(zip(("grad_x", "grad_y"), case.pairs.pull(grad.astype(float))))
+        wanted = {"distances": np.where(case.pairs.any, rounded.d, 0)}
+    lossy = {k for k in out if k in ("grad_x", "grad_y")}
+    compare({k: v for k, v in out.items() if k not in lossy}, wanted, case.tolerance)
+    compare({k: out[k] for k in lossy}, truth, max(case.tolerance, most * HALF_UNIT[precision]))
+
+
 def tied_case(kind: str) -> Case:
     """Rows on a coarse grid, many of them equal, far from the origin: every distance ties with others."""
     case = Case(90, None, 5, kind)
@@ -290,7 +343,7 @@ def cases() -> Iterator[tuple[str, Callable[[Emulated], None]]]:
     """(name, what to do) of every case."""
 
     def add(op: Callable[..., None], case: Callable[[], Case], path: int, **more: Any) -> Callable[..., None]:
-        options = {k: more.pop(k) for k in ("strip_bytes", "multiply") if k in more}
+        options = {k: more.pop(k) for k in ("strip_bytes", "multiply", "precision") if k in more}
 
         def go(lib: Emulated) -> None:
             op(lib.use(path=path, **options), case(), **more)
@@ -342,6 +395,23 @@ def cases() -> Iterator[tuple[str, Callable[[Emulated], None]]]:
         yield f"huge-focal-{name}", add(focal, big, path, phi=(300.0, 300.0), beyond_float32=True)
     near = lambda: near_case("float32", 1e-3)  # noqa: E731
     yield "near-distance", add(distance, near, 0)
+    for precision, word, kind in ((TF32, "tf32", "float16"), (BF16, "bf16", "bfloat16")):
+        lower = {"precision": precision, "multiply": blas}
+        for op in ("mixture", "focal", "statistics", "distance"):
+            most = 2.0 if op == "focal" else 1.0
+            for n, m, d in ((139, None, 37), (5, 199, 130), (67, None, 3)):
+                case = lambda n=n, m=m, d=d: Case(n, m, d, "float32")  # noqa: E731
+                yield f"{word}-{op}-{n}x{m}x{d}", add(lowered, case, 0, name=op, most=most, **lower, **narrow)
+            # without a BLAS, and never fused; rows of 16 bits are not rounded any more
+            case = lambda kind=kind: Case(65, None, 12, kind)  # noqa: E731
+            own = {"precision": precision}
+            yield f"{word}-{op}-{kind}", add(lowered, case, FUSED, name=op, most=most, **own)
+        for op in ("mixture", "focal"):
+            yield f"{word}-near-{op}", add(lowered, lambda: near_case("float32", 1e-3), 0, name=op, **lower)
+            lump = lambda: collapsed("float32", 1e-3)  # noqa: E731
+            yield f"{word}-collapsed-{op}", add(lowered, lump, 0, name=op, most=0, **lower)
+        for op, go in (("mined", mined), ("ranks", ranks)):  # they have no such products
+            yield f"{word}-{op}-exact", add(go, big, 0, **lower)
     yield "ranks-tied-float32", add(ranks, lambda: tied_case("float32"), 0)
     yield "ranks-tied-float16", add(ranks, lambda: tied_case("float16"), 0)
     yield "ranks-near", add(ranks, lambda: near_case("float32", 1e-6), 0)

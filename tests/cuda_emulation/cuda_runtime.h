@@ -106,11 +106,17 @@ inline float rsqrtf(float x) {
     if (k < std::abs(off)) root = std::nextafter(root, off < 0 ? 0.0f : HUGE_VALF);
   return root;
 }
+// Rounded, and not fused with what follows: the compiler must not look through it.
+template <class T>
+T opaque(T value) {
+  asm volatile("" : "+m"(value));
+  return value;
+}
 inline float __fmul_rn(float a, float b) {
-  return a * b;
+  return opaque(a * b);
 }
 inline double __dmul_rn(double a, double b) {
-  return a * b;
+  return opaque(a * b);
 }
 inline double rsqrt(double x) {
   return 1.0 / std::sqrt(x);

@@ -27,6 +27,8 @@ SANITIZERS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
     "thread": ("-fsanitize=thread",),
 }
+TF32, BF16 = 1, 2
+LOST_BITS = {TF32: 13, BF16: 16}  # of the 24 of float32
 ORDERS = ("forward", "backward", "shuffled")
 
 
@@ -35,8 +37,13 @@ def _fused() -> tuple[str, ...]:
     return FUSED if cpu.exists() and " fma " in cpu.read_text() else ()
 
 
-def build(csrc: Path = ROOT / "csrc", sanitizer: str = "", compiler: str = "c++") -> Path:
-    """Compile the units of ``csrc/cuda`` and link them; what did not change is taken from the cache."""
+def build(
+    csrc: Path = ROOT / "csrc",
+    sanitizer: str = "",
+    compiler: str = "c++",
+    units: tuple[str, ...] = UNITS,
+) -> Path:
+    """Compile units of ``csrc/cuda`` and link them; what did not change is taken from the cache."""
     cache = Path(tempfile.gettempdir()) / f"ala_metric-emulation-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
     flags = [
@@ -47,7 +54,7 @@ def build(csrc: Path = ROOT / "csrc", sanitizer: str = "", compiler: str = "c++"
         f"-I{csrc}",
         f"-I{csrc / 'include'}",
     ]
-    sources = [(EMULATION / "fibres.cpp", []), *((csrc / "cuda" / f"{u}.cu", ["-x", "c++"]) for u in UNITS)]
+    sources = [(EMULATION / "fibres.cpp", []), *((csrc / "cuda" / f"{u}.cu", ["-x", "c++"]) for u in units)]
     running, objects = [], []
     for source, language in sources:
         seen = subprocess.run(
@@ -89,8 +96,7 @@ MULTIPLY = ctypes.CFUNCTYPE(
     c_int32,
     c_void_p,
     c_void_p,
-    c_int32,
-    c_int32,
+    *(c_int32,) * 3,
     *(c_int64,) * 3,
     *(c_void_p, c_int64) * 3,
 )
@@ -103,6 +109,7 @@ class Context(Structure):
         ("multiply_self", c_void_p),
         ("strip_bytes", c_int64),
         ("path", c_int32),
+        ("precision", c_int32),
     ]
 
 
@@ -168,10 +175,12 @@ class Emulated:
         self.library = ctypes.CDLL(str(path))
         self.context = Context()
 
-    def use(self, *, path: int = 0, strip_bytes: int = 0, multiply: Any = None) -> Emulated:
+    def use(
+        self, *, path: int = 0, strip_bytes: int = 0, multiply: Any = None, precision: int = 0
+    ) -> Emulated:
         self.keep = multiply
         pointer = ctypes.cast(multiply, c_void_p) if multiply else None
-        self.context = Context(None, pointer, None, strip_bytes, path)
+        self.context = Context(None, pointer, None, strip_bytes, path, precision)
         return self
 
     def call(self, op: str, x: np.ndarray, y: np.ndarray | None = None, **fields: Any) -> None:
@@ -217,6 +226,7 @@ def blas(
     self: Any,
     stream: Any,
     dtype: int,
+    precision: int,
     transposed: int,
     rows: int,
     cols: int,
@@ -228,7 +238,7 @@ def blas(
     c: int,
     ldc: int,
 ) -> int:
-    """A BLAS for strips: NumPy's."""
+    """A BLAS for strips: NumPy's. Where it may, it cuts off what TF32 or bfloat16 has no room for."""
     real = ctypes.c_double if dtype == 1 else ctypes.c_float
 
     def view(at: int, height: int, width: int, stride: int) -> np.ndarray:
@@ -239,6 +249,15 @@ def blas(
 
     if not rows or not cols or not inner:
         return 1
-    right = view(b, cols, inner, ldb).T if transposed else view(b, inner, cols, ldb)
-    view(c, rows, cols, ldc)[:] = view(a, rows, inner, lda) @ right
+    left = cut(view(a, rows, inner, lda), precision)
+    right = cut(view(b, cols, inner, ldb) if transposed else view(b, inner, cols, ldb), precision)
+    view(c, rows, cols, ldc)[:] = left @ (right.T if transposed else right)
     return 0
+
+
+def cut(x: np.ndarray, precision: int) -> np.ndarray:
+    """What a unit of this precision reads of float32, at worst: the low bits are lost, not rounded."""
+    if not precision:
+        return x
+    words = np.ascontiguousarray(x).view(np.uint32) & np.uint32(2**32 - 2 ** LOST_BITS[precision])
+    return words.view(np.float32)

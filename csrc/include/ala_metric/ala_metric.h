@@ -34,7 +34,7 @@
 extern "C" {
 #endif
 
-#define ALA_METRIC_ABI 1 /* grows when a struct or signature below changes */
+#define ALA_METRIC_ABI 2 /* grows when a struct or signature below changes */
 #define ALA_MIXTURE_SHAPES 5
 #define ALA_MIXTURE_PHI 10
 
