@@ -343,6 +343,12 @@ def test_bad_modes_are_refused(keywords: dict[str, Any], error: type[Exception],
         Task().fit(20, **keywords)
 
 
+def test_a_loss_that_waits_for_its_own_step_is_refused() -> None:
+    task = Task()
+    with pytest.raises(ValueError, match="needs step_on='forward', got 'optimizer'"):
+        task.fit(20, "race", loss_fn=task.loss(20, step_on="optimizer"))
+
+
 def test_a_race_needs_an_adaptive_loss() -> None:
     with pytest.raises(TypeError, match="mode='race' needs an ALALoss as loss_fn, got MSELoss"):
         Task().fit(20, "race", loss_fn=torch.nn.MSELoss())

@@ -32,6 +32,10 @@ _LOSS_MODE = {"paper": "paper", "paired": "fixed", "race": "fixed"}
 
 def check_mode(mode: Any, loss_fn: Any, children: int, total_steps: int) -> None:
     """Refuse a mode that the loss cannot train in."""
+    if getattr(loss_fn, "step_on", "forward") != "forward":
+        raise ValueError(
+            f"fit counts forward calls: loss_fn needs step_on='forward', got {loss_fn.step_on!r}"
+        )
     if mode is None:
         if children != 1:
             raise ValueError(f"children={children} needs mode='paper', got mode=None")
