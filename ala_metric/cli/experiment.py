@@ -10,14 +10,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .. import classification, losses, training
 from .._pml import TripletMarginMiner
 from ..ala_loss import ALALoss
 from ..controller import rungs_for
 from ..data import ImageFiles, ImageSet, Splits, load
-from ..training.interrupt import leave_signals_to_the_parent
 from ..training.paired import schedule
 from ..training.race import in_steps
 from . import tasks
@@ -55,21 +53,6 @@ def resolve(options: TrainOptions) -> TrainOptions:
 
 
 @dataclass
-class Validation:
-    """Embeds the validation set, and counts how often."""
-
-    model: nn.Module
-    images: Images
-    workers: int = 0
-    passes: int = 0
-
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        """Embeddings and labels of the validation set."""
-        self.passes += 1
-        return embed(self.model, self.images, self.workers)
-
-
-@dataclass
 class Experiment:
     """Everything that one run trains with."""
 
@@ -79,7 +62,7 @@ class Experiment:
     loss_fn: ALALoss
     optimizer: torch.optim.Optimizer
     miner: Any
-    validation: Validation
+    validation: training.Validation
     phi_start: list[float]
 
     def fit(self, **keywords: Any) -> training.FitResult:
@@ -137,7 +120,7 @@ def build(options: TrainOptions, splits: Splits, loss: Callable[[], Any] | None 
     torch.manual_seed(options.seed)
     device = pick_device(options.device)
     model = make_network(options, splits).to(device)
-    validation = Validation(model, splits.validation, loader_workers(options.loader_workers, splits))
+    validation = validating(model, splits.validation, loader_workers(options.loader_workers, splits))
     loss_fn = ALALoss(
         make_loss(options, splits) if loss is None else loss(),
         metric=tasks.validation_metric(splits),
@@ -207,8 +190,9 @@ def loader_workers(asked: int | None, splits: Splits) -> int:
 
 def embed(model: nn.Module, images: Images, workers: int = 0) -> tuple[Tensor, Tensor]:
     """Outputs and labels of all images."""
-    batch = 64 if isinstance(images, ImageFiles) else 512
-    loader = DataLoader(
-        images, batch_size=batch, num_workers=workers, worker_init_fn=leave_signals_to_the_parent
-    )
-    return training.embed(model, loader)
+    return validating(model, images, workers)()
+
+
+def validating(model: nn.Module, images: Images, workers: int = 0) -> training.Validation:
+    """Embeds images whenever it is called."""
+    return training.Validation(model, images, 64 if isinstance(images, ImageFiles) else 512, workers)

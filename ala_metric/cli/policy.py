@@ -57,7 +57,7 @@ def trained(options: PolicyOptions, policy: controller.Policy | None) -> tuple[A
     loss_fn = ALALoss(
         loss,
         metric=metrics.ClassificationError(),
-        validate=experiment.Validation(model, splits.validation),
+        validate=experiment.validating(model, splits.validation),
         total_steps=options.steps,
         every=min(options.every or (200 if options.preset == "paper" else DEFAULT_EVERY), options.steps),
         policy=policy,

@@ -71,7 +71,7 @@ def run_one(name: str, options: TrainOptions, queries: list[int]) -> dict[str, A
         "steps": fitted.steps,
         "batch_classes": experiment.batch_classes(options, splits),
         "train_seconds": fitted.seconds,
-        "validations": parts.validation.passes,
+        "validations": fitted.compute.validation_passes,
         "validation_seconds": sum(record.seconds for record in parts.loss_fn.history),
         "history": [dict(record) for record in parts.loss_fn.history],
         "phi_names": parts.phi_names,

@@ -18,6 +18,7 @@ from .powersign import PowerSign
 from .race import RaceSettings
 from .result import FitResult
 from .surrogates import balanced_cross_entropy, nca
+from .validation import Validation
 
 __all__ = [
     "ArmRecord",
@@ -33,6 +34,7 @@ __all__ = [
     "SmallConvNet",
     "StageRecord",
     "TensorBoardLogger",
+    "Validation",
     "balanced_cross_entropy",
     "columns",
     "embed",

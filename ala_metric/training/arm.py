@@ -152,6 +152,9 @@ class StageRecord(Record):
     overhead
         Share of the measured time, so far, that went into validation and hypergradients; left out of
         comparisons.
+    validation
+        What its arms were measured on: ``"all"`` of the validation set, a half such as ``"87 of 173
+        classes"`` or ``"520 of 1040 samples"``, what was ``"given"``, or nothing.
 
     Examples
     --------
@@ -165,6 +168,7 @@ class StageRecord(Record):
     arms: tuple[ArmRecord, ...]
     dropped: int
     overhead: float = field(compare=False)
+    validation: str = ""
 
 
 class Strategy(Protocol):

@@ -25,6 +25,7 @@ from .race import Race, RaceSettings
 from .result import FitResult
 from .stages import Stages, Stopped
 from .store import Store
+from .validation import half
 
 Mode = Literal["paper", "paired", "race"]
 _LOSS_MODE = {"paper": "paper", "paired": "fixed", "race": "fixed"}
@@ -104,7 +105,9 @@ def fit_children(
     settings = getattr(strategy, "settings", None)
     at_end = Measure(loss_fn.validate, loss_fn.metric, loss_fn.loss, meter)
     metric = getattr(settings, "metric", None) or smooth_metric(loss_fn.metric)
-    validate = getattr(settings, "validate", None) or loss_fn.validate
+    validate, part = getattr(settings, "validate", None), "given"
+    if validate is None:  # paper's children measure themselves, on all of it
+        validate, part = half(loss_fn.validate, metric, batches.sampler.seed)
     hypergradient = getattr(settings, "hypergradient", None)
     if team is not None:
         if hypergradient is not None:
@@ -132,7 +135,7 @@ def fit_children(
             loss_fn.loss,
             strategy,
             batches,
-            Measure(validate, metric, loss_fn.loss, meter),
+            Measure(validate, metric, loss_fn.loss, meter, part),
             at_end,
             meter,
             processes,

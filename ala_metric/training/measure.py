@@ -20,7 +20,7 @@ from .processes import Processes
 
 Validate = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 RUNG_DEPTHS = (1, 2, 4, 8)
-_ERRORS_OF_CLASSES = ("classification_error", "balanced_error", "aucpr", "aucpr_micro")
+ERRORS_OF_CLASSES = ("classification_error", "balanced_error", "aucpr", "aucpr_micro")
 
 
 class MeanLogProbability:
@@ -70,7 +70,7 @@ def smooth_metric(metric: Metric) -> Metric:
     """
     if type(metric) is RecallAtK:
         return RecallAtK(RUNG_DEPTHS, distance=metric.distance, impl=metric.impl)
-    if getattr(metric, "name", None) in _ERRORS_OF_CLASSES:
+    if getattr(metric, "name", None) in ERRORS_OF_CLASSES:
         return MeanLogProbability()
     return metric
 
@@ -87,12 +87,15 @@ class Measure:
         The adaptive loss, for its statistics.
     meter
         Counts the pass.
+    part
+        Which part of the validation set it is, for the records.
     """
 
     validate: Validate
     metric: Metric
     loss: Any
     meter: Meter
+    part: str = "all"
 
     def __call__(self, with_statistics: bool = False) -> tuple[float, float, torch.Tensor | None]:
         """Metric, score (higher is better) and, if asked for, statistics."""

@@ -30,8 +30,12 @@ class RaceSettings:
         What arms are compared by at the rungs; None takes the smooth sibling of the loss's metric: mean
         Recall@1, 2, 4, 8 for retrieval, mean class log-probability for classifiers.
     validate
-        ``validate() -> (outputs, targets)`` at the rungs, for instance of half of the validation set; None
-        takes that of the loss. The end of the race is measured with the metric and validation of the loss.
+        ``validate() -> (outputs, targets)`` at the rungs. None takes half of the validation set where the
+        loss's ``validate`` is a :class:`ala_metric.training.Validation`: for Recall@k half of the classes,
+        for metrics of classifiers half of each class, the same half at all rungs, a function of ``seed``;
+        all where that would leave fewer than 500 samples or 20 classes, for other metrics, and where
+        ``validate`` is another function. Give the loss's own ``validate`` to use all. The records say what
+        was used. The end of the race is measured with the metric and all of the validation of the loss.
     mutated
         Share of the first arms that are mutations of the start; one is the start itself and the rest are
         draws from the prior.

@@ -184,11 +184,14 @@ class Stages:
     def _measure(self, arm: Arm) -> None:
         """Validate the arm in the parts."""
         last = self.stage == len(self.strategy.ends) - 1
-        measure = self.final_measure if last else self.measure
-        metric, score, arm.statistics = measure(self.strategy.wants_statistics and not last)
+        metric, score, arm.statistics = self._measurer()(self.strategy.wants_statistics and not last)
         if not math.isfinite(score):
             raise FloatingPointError(f"the metric is {metric}")
         arm.metric, arm.score = metric, score
+
+    def _measurer(self) -> Measure:
+        """What validates the arms of this stage."""
+        return self.final_measure if self.stage == len(self.strategy.ends) - 1 else self.measure
 
     def _finite(self) -> bool:
         """Whether all weights of the model are numbers."""
@@ -219,7 +222,10 @@ class Stages:
         )
         dropped = sum(bool(arm.failed) for arm in self.arms)
         start = self.strategy.ends[self.stage - 1] if self.stage else 0
-        self.records.append(StageRecord(self.stage, start, end, rows, dropped, self.meter.overhead))
+        validation = self._measurer().part if self.strategy.measured(self.stage) else ""
+        self.records.append(
+            StageRecord(self.stage, start, end, rows, dropped, self.meter.overhead, validation)
+        )
         self._exchange_weights(branches)
         before = self.arms
         self.arms = [
