@@ -23,6 +23,7 @@ from .parts import Parts
 from .processes import Processes
 from .race import Race, RaceSettings
 from .result import FitResult
+from .stacked import check_stackable
 from .stages import Stages, Stopped
 from .store import Store
 from .validation import half
@@ -85,6 +86,7 @@ def fit_children(
     resume: bool,
     on_step: Callable[[int, float], None] | None,
     processes: Processes,
+    vectorised: bool = False,
 ) -> FitResult:
     """Train the children of a strategy; the winner's weights are in the model at the end."""
     loss_fn: Any = parts.loss_fn
@@ -97,6 +99,8 @@ def fit_children(
         parts.miner,
         parts.team,
     )
+    if vectorised:
+        check_stackable(parts)
     team = parts.team
     if paper and (processes.size > 1 or team):  # as the weights: those of the first process count
         state = paper.state_dict()
@@ -144,6 +148,7 @@ def fit_children(
             paper=paper,
             on_step=on_step,
             stopping=lambda: bool(signals) if team is None else team.totals([float(bool(signals))])[0] > 0,
+            vectorised=vectorised,
         )
         if saved is None:
             stages.begin()

@@ -20,6 +20,7 @@ from .meter import Meter
 from .paper import PaperChildren
 from .parts import Parts
 from .processes import Processes
+from .stacked import Stacked
 from .store import Store
 
 
@@ -61,6 +62,8 @@ class Stages:
         Called as ``on_step(steps of all arms, loss)``.
     stopping
         Asked before each step whether the run shall stop.
+    vectorised
+        Train the arms of a stage at once.
     """
 
     parts: Parts
@@ -76,6 +79,7 @@ class Stages:
     paper: PaperChildren | None = None
     on_step: Callable[[int, float], None] | None = None
     stopping: Callable[[], bool] = lambda: False
+    vectorised: bool = False
 
     def __post_init__(self) -> None:
         self.stage = 0
@@ -84,6 +88,7 @@ class Stages:
         self.records: list[StageRecord] = []
         self.start: dict[str, Any] = {}
         self._live: Arm | None = None
+        self._together: tuple[Stacked, list[Arm]] | None = None
 
     def begin(self) -> None:
         """Make the arms of the first stage."""
@@ -98,6 +103,8 @@ class Stages:
                 self.start = self.parts.team.share(self.start, owner=0)
             self.start = self.processes.share(self.start, owner=0)
         while self.stage < len(self.strategy.ends):
+            if self.vectorised:
+                self._train_together()
             for index, arm in enumerate(self.arms):
                 if self.processes.trains(index):
                     self._train(arm)
@@ -119,14 +126,56 @@ class Stages:
 
     def _load(self, arm: Arm) -> None:
         """Bring an arm's weights, parameters and random streams into the parts."""
+        self.parts.restore(self._snapshot_of(arm))
+        write_phi(self.loss, arm.phi)
+        arm.follow(read_phi(self.loss))
+        self._live = arm
+
+    def _snapshot_of(self, arm: Arm) -> dict[str, Any]:
+        """Where an arm stands."""
         if arm.snapshot is None and arm.step > 0:
             raise RuntimeError(
                 f"the weights of arm {arm.number} were not kept: more arms live than keeps() says"
             )
-        self.parts.restore(arm.snapshot or self.start)
-        write_phi(self.loss, arm.phi)
-        arm.follow(read_phi(self.loss))
-        self._live = arm
+        return arm.snapshot or self.start
+
+    def _train_together(self) -> None:
+        """Train the arms of this process, those at the same step at once, to the end of the stage."""
+        end = self.strategy.ends[self.stage]
+        mine = [arm for index, arm in enumerate(self.arms) if self.processes.trains(index) and not arm.failed]
+        for step in sorted({arm.step for arm in mine if arm.step < end}):
+            arms = [arm for arm in mine if arm.step == step]
+            if len(arms) > 1:  # one alone trains as it is
+                self._train_stack(arms, step, end)
+
+    def _train_stack(self, arms: list[Arm], step: int, end: int) -> None:
+        """Train arms at once; what a step of each changes is in their snapshots afterwards."""
+        stack = Stacked(self.parts, [self._snapshot_of(arm) for arm in arms], [arm.phi for arm in arms])
+        for arm, loss in zip(arms, stack.losses):
+            arm.follow(read_phi(loss))
+        self._together = stack, arms
+        with stack:
+            for inputs, labels in self.batches.between(step, end):
+                self._before_a_step()
+                for index, arm in enumerate(arms):
+                    if arm.moving and self.hypergradient is not None and self.hypergradient.due(arm.step):
+                        with stack.returned(index):
+                            self._move(arm, inputs, labels)
+                        write_phi(stack.losses[index], arm.phi)
+                begin = time.perf_counter()
+                values = stack.step(arms[0].step + 1, inputs, labels)
+                self.meter.training_seconds += time.perf_counter() - begin
+                for arm, value in zip(arms, values):
+                    if isinstance(value, Exception):
+                        arm.failed, arm.snapshot = str(value) or type(value).__name__, None
+                    else:
+                        self._stepped(arm, value, len(labels))
+                arms[:] = [arm for arm in arms if not arm.failed]
+                if not arms:
+                    break
+        for index, arm in enumerate(arms):
+            arm.snapshot = stack.snapshot(index)
+        self._together = None
 
     def _train(self, arm: Arm) -> None:
         """Train an arm to the end of the stage and measure it."""
@@ -164,11 +213,15 @@ class Stages:
         value = self.parts.step(arm.step + 1, inputs, labels)
         if self.paper is not None:  # before the losses: the loss moved on entering this step
             arm.follow(read_phi(self.loss))
+        self.meter.training_seconds += time.perf_counter() - begin
+        self._stepped(arm, value, len(labels))
+
+    def _stepped(self, arm: Arm, value: float, items: int) -> None:
+        """Note a step that an arm has done."""
         arm.losses.append(value)
         arm.step += 1
         self.meter.training_steps += 1
-        self.meter.training_items += len(labels)
-        self.meter.training_seconds += time.perf_counter() - begin
+        self.meter.training_items += items
         if self.on_step is not None:
             self.on_step(self.meter.training_steps, value)
 
@@ -299,6 +352,10 @@ class Stages:
         """Where everything stands, as plain data."""
         if self._live is not None:
             self._live.snapshot = self.parts.snapshot()
+        if self._together is not None:
+            stack, arms = self._together
+            for index, arm in enumerate(arms):
+                arm.snapshot = stack.snapshot(index)
         return {
             "stage": self.stage,
             "numbers": self.numbers,

@@ -56,8 +56,8 @@ class Store:
             save_checkpoint(path, {"task": self.task, "stages": state})
 
     def save_if_due(self, steps: int, state: Callable[[], dict[str, Any]]) -> None:
-        """Write a checkpoint at each multiple of ``every`` steps, once."""
-        if self.every is None or steps == 0 or steps % self.every or steps == self._saved_at:
+        """Write a checkpoint whenever another multiple of ``every`` steps is reached or passed."""
+        if self.every is None or steps // self.every <= (self._saved_at or 0) // self.every:
             return
         self._saved_at = steps
         self.save(state())
