@@ -16,6 +16,7 @@ BENCHMARKS = {
     "precision": "errors of TF32 and bfloat16 products, on the emulated CUDA kernels",
     "ptxas": "registers, spills and shared memory of the CUDA kernels, from the compiler",
     "study": "adaptive losses against every control at equal compute",
+    "vectorised": "arms of a race that train at once against arms in turn",
 }
 
 

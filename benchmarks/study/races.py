@@ -24,7 +24,7 @@ def race(budget: float = 4.0, twins: bool = False, **settings: Any) -> Run:
         use = twins and task.variant != "many"  # where there is a surrogate
         how = training.RaceSettings(
             metric=problem.metric,
-            validate=_cheaper(trial),
+            validate=cheaper(trial),
             hypergradient=_hypergradient(trial) if use else None,
             **settings,
         )
@@ -36,7 +36,7 @@ def race(budget: float = 4.0, twins: bool = False, **settings: Any) -> Run:
 def paired(task: Task, problem: Problem, seed: int, given: Any) -> dict[str, Any]:
     """Draws from the prior, then forks with proposals of the policy and at random, in turn."""
     trial = Trial(task, problem, seed)
-    how = training.PairedSettings(metric=problem.metric, validate=_cheaper(trial))
+    how = training.PairedSettings(metric=problem.metric, validate=cheaper(trial))
     return _finish(trial, trial.fit(trial.adaptive(), mode="paired", paired=how))
 
 
@@ -50,7 +50,7 @@ def guarded(task: Task, problem: Problem, seed: int, given: Any) -> dict[str, An
         forks=10,
         draws=0,
         metric=problem.metric,
-        validate=_cheaper(trial),
+        validate=cheaper(trial),
         proposals=("hypergradient",),
         hypergradient=_hypergradient(trial),
     )
@@ -74,7 +74,7 @@ def _stage(record: training.StageRecord) -> dict[str, Any]:
     return {"end": record.end, "arms": arms, "dropped": record.dropped}
 
 
-def _cheaper(trial: Trial) -> Passes:
+def cheaper(trial: Trial) -> Passes:
     """Half of the validation classes where they are retrieved, all images where they are classified."""
     images = trial.problem.validation
     if trial.problem.classes is None and isinstance(images, ImageSet):
