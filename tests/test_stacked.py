@@ -309,7 +309,11 @@ def test_infinite_weights_of_one_arm_leave_the_others_alone() -> None:
 @pytest.mark.parametrize(
     ("task", "error", "match"),
     [
-        ({"mode": None}, ValueError, "vectorised=True needs mode='race' or 'paired' without a mesh, got mode=None"),
+        (
+            {"mode": None},
+            ValueError,
+            "'paired' without a mesh, got mode=None",
+        ),
         ({"optimizer": optim.LBFGS}, ValueError, "needs an elementwise optimizer .*got LBFGS"),
         (
             {"optimizer": lambda weights: adam([*weights, nn.Parameter(torch.zeros(1))])},
