@@ -18,7 +18,7 @@ from pytorch_metric_learning.losses import (
     SelfSupervisedLoss,
 )
 from pytorch_metric_learning.miners import TripletMarginMiner
-from pytorch_metric_learning.reducers import DoNothingReducer
+from pytorch_metric_learning.reducers import DoNothingReducer, MeanReducer, MultipleReducers
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils import common_functions, loss_and_miner_utils
 
@@ -31,6 +31,8 @@ __all__ = [
     "LargeMarginSoftmaxLoss",
     "LpDistance",
     "MPerClassSampler",
+    "MeanReducer",
+    "MultipleReducers",
     "SelfSupervisedLoss",
     "TripletMarginMiner",
     "common_functions",

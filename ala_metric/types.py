@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Impl = Literal["auto", "native", "strips", "reference"]
 Precision = Literal["fp32", "tf32", "bf16"]
+Reduction = Literal["none", "mean"]
 RankImpl = Literal["auto", "native", "strips", "reference", "faiss"]
 StepRule = Literal["additive", "multiplicative"]
 

@@ -261,7 +261,7 @@ def dense(name: str, x: Tensor, labels: Tensor) -> Tensor:
 
 def fused(name: str, impl: Any, x: Tensor, labels: Tensor, precision: Any = "fp32") -> Tensor:
     op = ops.distance_mixture if name == "mixture" else ops.focal_weighting
-    return op(x, labels, kernels.PHI[name].to(x.device), impl=impl, precision=precision).mean()
+    return op(x, labels, kernels.PHI[name].to(x.device), impl=impl, precision=precision, reduction="mean")
 
 
 def ours(n: int, d: int) -> Iterator[Task]:
@@ -288,7 +288,7 @@ def ours(n: int, d: int) -> Iterator[Task]:
 def default_shapes(x: Tensor, labels: Tensor) -> Tensor:
     phi = torch.zeros(10, device=x.device)
     phi[0] = phi[5] = 1
-    return ops.distance_mixture(x, labels, phi, impl="native").mean()
+    return ops.distance_mixture(x, labels, phi, impl="native", reduction="mean")
 
 
 def statistics_of(sets: list[Tensor], labels: Tensor, turn: int) -> Tensor:

@@ -60,7 +60,7 @@ def two_products(n: int, d: int) -> measure.Call:
 
 def fused(loss: str, impl: str, x: Tensor, labels: Tensor) -> Tensor:
     op = ops.distance_mixture if loss == "mixture" else ops.focal_weighting
-    return op(x, labels, PHI[loss], impl=impl).mean()
+    return op(x, labels, PHI[loss], impl=impl, reduction="mean")
 
 
 def dense(loss: str, x: Tensor, labels: Tensor) -> Tensor:

@@ -98,6 +98,30 @@ def test_reducers(name: str, reducer, x: Tensor, labels: Tensor) -> None:
     assert torch.allclose(loss, expected, rtol=1e-6)
 
 
+def test_only_a_plain_mean_is_left_to_the_op(name: str, x: Tensor, labels: Tensor, monkeypatch) -> None:
+    op = "distance_mixture" if name == "mixture" else "focal_weighting"
+    asked: list[str] = []
+    original = getattr(ops, op)
+
+    def spy(*args, **keywords):
+        asked.append(keywords["reduction"])
+        return original(*args, **keywords)
+
+    monkeypatch.setattr(ops, op, spy)
+
+    class Half(reducers.MeanReducer):
+        def element_reduction(self, losses, *_):
+            return 0.5 * losses.mean()
+
+    counted = reducers.MeanReducer(collect_stats=True)
+    plain = make(name)(x, labels)
+    assert torch.equal(make(name, reducer=reducers.MeanReducer())(x, labels), plain)
+    assert torch.equal(make(name, reducer=Half())(x, labels), 0.5 * plain)
+    assert torch.equal(make(name, reducer=counted)(x, labels), plain)
+    assert torch.equal(make(name, reducer=reducers.MultipleReducers({}, Half()))(x, labels), 0.5 * plain)
+    assert asked == ["mean", "mean", "none", "none", "none"]
+
+
 def test_do_nothing_reducer(name: str, x: Tensor, labels: Tensor) -> None:
     loss_dict = make(name, reducer=reducers.DoNothingReducer())(x, labels)
     assert loss_dict["loss"]["reduction_type"] == "element"

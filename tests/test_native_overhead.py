@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 
@@ -82,6 +83,49 @@ def test_every_reduction_and_every_set_of_wanted_gradients(name: str, wanted: st
             close(leaf.grad, gradient)
         else:
             assert leaf.grad is None
+
+
+@pytest.mark.parametrize("rows", [0, 1, N])
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True), (False, False)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_mean_of_its_own_is_the_mean_of_the_losses(name: str, wanted: tuple[bool, bool], rows: int) -> None:
+    emb, labels = points(rows, 12, torch.float32)
+    given = {"emb": emb, "labels": labels, "impl": "native", "phi": PHI[name].float()}
+    found = []
+    for reduction in ("none", "mean"):
+        x, phi = (given[key].clone().requires_grad_(on) for key, on in zip(("emb", "phi"), wanted))
+        loss = getattr(ops, name)(**given | {"emb": x, "phi": phi}, reduction=reduction).mean()
+        assert loss.ndim == 0
+        if any(wanted):
+            for _ in range(2):  # a retained graph
+                (loss * -2.3).backward(retain_graph=True)
+        found.append((loss.detach(), x.grad, phi.grad))
+    for each, mean in zip(*found):
+        assert (each is None) == (mean is None)
+        if each is not None:
+            assert torch.equal(each.nan_to_num(7.0), mean.nan_to_num(7.0))  # of no losses: NaN, as torch's
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_mean_of_its_own_makes_no_second_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    emb, labels = points(N, 13, torch.float32)
+    loss = getattr(ops, name)(emb.requires_grad_(), labels, PHI[name], impl="native", reduction="mean")
+    monkeypatch.setattr(native, "_ops", None)  # nor a look at values, which would wait for a GPU
+    monkeypatch.setattr(torch, "aminmax", None)
+    loss.backward()
+    assert emb.grad is not None
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_mean_of_its_own_in_traces(name: str) -> None:
+    emb, labels = points(N, 14, torch.float32)
+    x, y = emb.clone().requires_grad_(), emb.clone().requires_grad_()
+    op = functools.partial(getattr(ops, name), impl="native", reduction="mean")
+    op(x, labels, PHI[name]).backward()
+    torch.compile(op, fullgraph=True, backend="aot_eager")(y, labels, PHI[name]).backward()
+    torch.testing.assert_close(y.grad, x.grad, rtol=1e-5, atol=1e-7)  # float32 sums scaled before or after
+    with pytest.raises(ValueError, match="reduction must be 'none' or 'mean', got 'sum'"):
+        op(x, labels, PHI[name], reduction="sum")
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -237,6 +281,10 @@ def test_a_second_derivative_is_refused_after_every_reduction(name: str) -> None
         (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
         with pytest.raises(NotImplementedError, match="differentiable once"):
             gradient.sum().backward()
+    loss = getattr(ops, name)(x, labels, PHI[name], impl="native", reduction="mean")
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("name", LOSSES)

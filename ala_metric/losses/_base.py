@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._pml import BaseMetricLossFunction
-from ..types import Impl, PhiSpec, Precision
+from .._pml import BaseMetricLossFunction, MeanReducer, MultipleReducers
+from ..types import Impl, PhiSpec, Precision, Reduction
 from . import _distance
 
 LossDict = dict[str, dict[str, Any]]
@@ -142,14 +142,28 @@ class AdaptivePairLoss(BaseMetricLossFunction):
             y = None if own else _distance.rows(self.distance, ref_emb)
             if indices_tuple is not None:
                 return self.mined(_RowPairs(x, y, self.impl), indices_tuple, phi)
-            return self.all_pairs(x, _needed(labels), y, None if own else _needed(ref_labels), phi)
+            ref_labels = None if own else _needed(ref_labels)
+            return self.all_pairs(x, _needed(labels), y, ref_labels, phi, self._reduction())
         matrix = self.distance(embeddings, ref_emb)
         if indices_tuple is not None:
             return self.mined(_MatrixPairs(matrix), indices_tuple, phi)
         return self.all_pairs_of_matrix(matrix, *_masks(_needed(labels), _needed(ref_labels), own), phi)
 
+    def _reduction(self) -> Reduction:
+        """A mean where the reducer makes a plain one of the losses and keeps no statistics of them."""
+        reducer: Any = self.reducer
+        if isinstance(reducer, MultipleReducers):
+            reducer = dict(reducer.reducers).get("loss")
+        return "mean" if type(reducer) is MeanReducer and not reducer.collect_stats else "none"
+
     def all_pairs(
-        self, x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None, phi: Tensor
+        self,
+        x: Tensor,
+        labels: Tensor,
+        y: Tensor | None,
+        ref_labels: Tensor | None,
+        phi: Tensor,
+        reduction: Reduction = "none",
     ) -> LossDict:
         """Loss over all pairs of the rows ``x`` and references ``y`` (``None``: the batch itself)."""
         raise NotImplementedError
@@ -178,7 +192,9 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         raise NotImplementedError
 
     def per_anchor(self, losses: Tensor) -> LossDict:
-        """One loss per anchor, shape [N]."""
+        """One loss per anchor, shape [N], or their mean."""
+        if losses.ndim == 0:
+            return {"loss": {"losses": losses, "indices": None, "reduction_type": "already_reduced"}}
         return {"loss": term(losses, torch.arange(losses.shape[0], device=losses.device), "element")}
 
 

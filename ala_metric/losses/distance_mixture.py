@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..types import Impl, PhiSpec, Precision
+from ..types import Impl, PhiSpec, Precision, Reduction
 from . import _distance
 from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, listed_rows, positive_pairs, term
 
@@ -95,12 +95,25 @@ class DistanceMixtureLoss(AdaptivePairLoss):
         return ops.distance_statistics(rows, targets, impl=self.impl, precision=self.precision)[:, None]
 
     def all_pairs(
-        self, x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None, phi: Tensor
+        self,
+        x: Tensor,
+        labels: Tensor,
+        y: Tensor | None,
+        ref_labels: Tensor | None,
+        phi: Tensor,
+        reduction: Reduction = "none",
     ) -> LossDict:
-        """One loss per anchor over all its pairs."""
+        """One loss per anchor over all its pairs, or their mean."""
         return self.per_anchor(
             ops.distance_mixture(
-                x, labels, phi, ref_emb=y, ref_labels=ref_labels, impl=self.impl, precision=self.precision
+                x,
+                labels,
+                phi,
+                ref_emb=y,
+                ref_labels=ref_labels,
+                impl=self.impl,
+                precision=self.precision,
+                reduction=reduction,
             )
         )
 

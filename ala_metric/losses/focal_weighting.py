@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..types import Impl, PhiSpec, Precision
+from ..types import Impl, PhiSpec, Precision, Reduction
 from . import _distance
 from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, listed_rows, positive_pairs
 
@@ -97,9 +97,15 @@ class FocalWeightingLoss(AdaptivePairLoss):
         return _distance.mean_distances(rows, targets, self.impl, self.precision)[:, None]
 
     def all_pairs(
-        self, x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None, phi: Tensor
+        self,
+        x: Tensor,
+        labels: Tensor,
+        y: Tensor | None,
+        ref_labels: Tensor | None,
+        phi: Tensor,
+        reduction: Reduction = "none",
     ) -> LossDict:
-        """One loss per anchor over all its pairs."""
+        """One loss per anchor over all its pairs, or their mean."""
         return self.per_anchor(
             ops.focal_weighting(
                 x,
@@ -110,6 +116,7 @@ class FocalWeightingLoss(AdaptivePairLoss):
                 ref_labels=ref_labels,
                 impl=self.impl,
                 precision=self.precision,
+                reduction=reduction,
             )
         )
 

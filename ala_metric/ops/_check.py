@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..types import Precision
+from ..types import Precision, Reduction
 
 _checks: Literal["auto", "full", "cheap"] = "auto"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -179,6 +179,13 @@ def check_precision(precision: Precision, emb: Tensor) -> int:
             f"precision={precision!r} is for float32, float16 and bfloat16 embeddings, got {emb.dtype}"
         )
     return _PRECISIONS[precision]
+
+
+def check_reduction(reduction: Reduction) -> bool:
+    """Whether the losses of the anchors are averaged; ValueError on another word."""
+    if reduction not in ("none", "mean"):
+        raise ValueError(f"reduction must be 'none' or 'mean', got {reduction!r}")
+    return reduction == "mean"
 
 
 def compute(x: Tensor) -> Tensor:

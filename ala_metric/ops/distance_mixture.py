@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Impl, Precision
+from ..types import Impl, Precision, Reduction
 from . import _functions as f
-from ._check import check_batch, check_phi, check_precision, compute
+from ._check import check_batch, check_phi, check_precision, check_reduction, compute
 from ._reference import distance_matrix, masked_mean, pair_masks
 from ._select import choose
 from ._strips import PairStrips, differentiable_once
@@ -24,6 +24,7 @@ def distance_mixture(
     ref_labels: Tensor | None = None,
     impl: Impl = "auto",
     precision: Precision = "fp32",
+    reduction: Reduction = "none",
 ) -> Tensor:
     r"""Distance-mixture loss of every anchor (Huang et al., ICML 2019, Eq. 9).
 
@@ -64,12 +65,15 @@ def distance_mixture(
         device. Only for float32, float16 and bfloat16 rows. Relative L2 error of the gradient for unit
         rows, measured in emulation: at D = 128 and 512, 1.3e-4 to 2.3e-4 with TF32, 1.0e-3 to 1.9e-3 with
         bfloat16 (float32: up to 6.3e-7); see "Lower precision" in docs/cuda.md.
+    reduction
+        ``"none"``, or ``"mean"`` over the anchors: then the native gradient comes from the pass that made the
+        loss, without a look at the weights of the anchors (for which a GPU makes a second pass).
 
     Returns
     -------
     Tensor
-        Loss per anchor, shape [N], unitless; float64 for float64 input, else float32. Differentiable once
-        with respect to ``emb``, ``ref_emb`` and ``phi``.
+        Loss per anchor, shape [N], or their mean, unitless; float64 for float64 input, else float32.
+        Differentiable once with respect to ``emb``, ``ref_emb`` and ``phi``.
 
     Raises
     ------
@@ -88,18 +92,23 @@ def distance_mixture(
     emb, labels, ref_emb, ref_labels = check_batch(emb, labels, ref_emb, ref_labels)
     phi = check_phi(phi, 10, emb)
     lowest = check_precision(precision, emb)
+    mean = check_reduction(reduction)
     which = choose("distance_mixture", impl, emb.device).impl
     if which == "native":
         from . import native
 
         return native.distance_mixture(
-            emb, labels, phi, ref_emb=ref_emb, ref_labels=ref_labels, precision=lowest
+            emb, labels, phi, ref_emb=ref_emb, ref_labels=ref_labels, precision=lowest, mean=mean
         )
     x, y = compute(emb), None if ref_emb is None else compute(ref_emb)
     phi = phi.to(x.dtype)
+    losses: Tensor
     if which == "strips":
-        return torch.ops.ala_metric_strips.distance_mixture(x, labels, phi, y, ref_labels, lowest)
-    return mixture_of_matrix(distance_matrix(x, x if y is None else y), *pair_masks(labels, ref_labels), phi)
+        losses = torch.ops.ala_metric_strips.distance_mixture(x, labels, phi, y, ref_labels, lowest)
+    else:
+        distance = distance_matrix(x, x if y is None else y)
+        losses = mixture_of_matrix(distance, *pair_masks(labels, ref_labels), phi)
+    return losses.mean() if mean else losses
 
 
 def mixture_of_matrix(distance: Tensor, positive: Tensor, negative: Tensor, phi: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Impl, Precision
-from ._check import check_batch, check_phi, check_precision, compute
+from ..types import Impl, Precision, Reduction
+from ._check import check_batch, check_phi, check_precision, check_reduction, compute
 from ._reference import distance_matrix, masked_log1p_sum_exp, pair_masks
 from ._select import choose
 from ._strips import PairStrips, differentiable_once
@@ -25,6 +25,7 @@ def focal_weighting(
     ref_labels: Tensor | None = None,
     impl: Impl = "auto",
     precision: Precision = "fp32",
+    reduction: Reduction = "none",
 ) -> Tensor:
     r"""Focal-weighting loss of every anchor (Huang et al., ICML 2019, Eq. 10).
 
@@ -57,12 +58,15 @@ def focal_weighting(
         and phi = (2, 8), measured in emulation: with TF32 2.0e-4 to 4.6e-4 at D = 128 and 1.7e-4 to 3.7e-4
         at 512, with bfloat16 1.6e-3 to 3.7e-3 and 1.4e-3 to 2.9e-3 (float32: up to 4.8e-7); see "Lower
         precision" in docs/cuda.md.
+    reduction
+        ``"none"``, or ``"mean"`` over the anchors: then the native gradient comes from the pass that made the
+        loss, without a look at the weights of the anchors (for which a GPU makes a second pass).
 
     Returns
     -------
     Tensor
-        Loss per anchor, shape [N], in units of distance; float64 for float64 input, else float32.
-        Differentiable once with respect to ``emb``, ``ref_emb`` and ``phi``.
+        Loss per anchor, shape [N], or their mean, in units of distance; float64 for float64 input, else
+        float32. Differentiable once with respect to ``emb``, ``ref_emb`` and ``phi``.
 
     Raises
     ------
@@ -82,19 +86,30 @@ def focal_weighting(
     if not math.isfinite(offset):
         raise ValueError(f"offset must be finite, got {offset}")
     lowest = check_precision(precision, emb)
+    mean = check_reduction(reduction)
     which = choose("focal_weighting", impl, emb.device).impl
     if which == "native":
         from . import native
 
         return native.focal_weighting(
-            emb, labels, phi, offset=offset, ref_emb=ref_emb, ref_labels=ref_labels, precision=lowest
+            emb,
+            labels,
+            phi,
+            offset=offset,
+            ref_emb=ref_emb,
+            ref_labels=ref_labels,
+            precision=lowest,
+            mean=mean,
         )
     x, y = compute(emb), None if ref_emb is None else compute(ref_emb)
     phi = phi.to(x.dtype)
+    losses: Tensor
     if which == "strips":
-        return torch.ops.ala_metric_strips.focal_weighting(x, labels, phi, offset, y, ref_labels, lowest)[0]
-    distance = distance_matrix(x, x if y is None else y)
-    return focal_of_matrix(distance, *pair_masks(labels, ref_labels), phi, offset)
+        losses = torch.ops.ala_metric_strips.focal_weighting(x, labels, phi, offset, y, ref_labels, lowest)[0]
+    else:
+        distance = distance_matrix(x, x if y is None else y)
+        losses = focal_of_matrix(distance, *pair_masks(labels, ref_labels), phi, offset)
+    return losses.mean() if mean else losses
 
 
 def focal_of_matrix(

@@ -38,11 +38,13 @@ def distance_mixture(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     precision: int = 0,
+    mean: bool = False,
 ) -> Tensor:
-    """Loss per anchor [N]; see :func:`ala_metric.ops.distance_mixture`."""
+    """Loss per anchor [N] or their mean; see :func:`ala_metric.ops.distance_mixture`."""
     wanted = _wanted(emb, ref_emb, phi)
     labels, ref_labels = labels.contiguous(), _packed(ref_labels)
-    return _loss("distance_mixture", emb, labels, _parameters(phi), ref_emb, ref_labels, *wanted, precision)
+    inputs = emb, labels, _parameters(phi), ref_emb, ref_labels, *wanted, precision
+    return _loss("distance_mixture", mean, *inputs)
 
 
 def focal_weighting(
@@ -54,12 +56,13 @@ def focal_weighting(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     precision: int = 0,
+    mean: bool = False,
 ) -> Tensor:
-    """Loss per anchor [N]; see :func:`ala_metric.ops.focal_weighting`."""
+    """Loss per anchor [N] or their mean; see :func:`ala_metric.ops.focal_weighting`."""
     wanted = _wanted(emb, ref_emb, phi)
     labels, ref_labels = labels.contiguous(), _packed(ref_labels)
-    phi = _parameters(phi)
-    return _loss("focal_weighting", emb, labels, phi, offset, ref_emb, ref_labels, *wanted, precision)
+    inputs = emb, labels, _parameters(phi), offset, ref_emb, ref_labels, *wanted, precision
+    return _loss("focal_weighting", mean, *inputs)
 
 
 def distance_statistics(
@@ -145,16 +148,17 @@ def _wanted(emb: Tensor, ref_emb: Tensor | None, phi: Tensor) -> tuple[bool, boo
     return emb.requires_grad, ref_emb is not None and ref_emb.requires_grad, phi.requires_grad
 
 
-def _loss(name: str, *inputs: Any) -> Tensor:
-    """First result of an operator. Outside of a trace its autograd is a plain Function: half the overhead."""
+def _loss(name: str, mean: bool, *inputs: Any) -> Tensor:
+    """First result of an operator. Outside of a trace its autograd is a plain Function: half the overhead.
+
+    One whose result is the mean knows without a look at the gradient that all anchors weigh the same.
+    """
     result: Tensor
-    if torch.compiler.is_compiling():
-        result = getattr(_ops, name)(*inputs)[0]
-    elif any(inputs[-4:-1]):
-        result = _functions[name].apply(*inputs)
-    else:
-        result = _run(name, inputs)[0]
-    return result
+    if any(inputs[-4:-1]) and not torch.compiler.is_compiling():
+        result = _functions[name, mean].apply(*inputs)
+        return result
+    losses = getattr(_ops, name)(*inputs)[0] if torch.compiler.is_compiling() else _run(name, inputs)[0]
+    return losses.mean() if mean else losses
 
 
 def _run(name: str, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -425,7 +429,42 @@ class _FocalWeighting(torch.autograd.Function):
         return _focal_weighting_backward(ctx, grad)
 
 
-_functions = {"distance_mixture": _DistanceMixture, "focal_weighting": _FocalWeighting}
+class _MeanDistanceMixture(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        return _mean(ctx, _DistanceMixture.forward(ctx, *inputs))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Gradients:
+        return _distance_mixture_backward(ctx, _spread(ctx, grad))
+
+
+class _MeanFocalWeighting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        return _mean(ctx, _FocalWeighting.forward(ctx, *inputs))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Gradients:
+        return _focal_weighting_backward(ctx, _spread(ctx, grad))
+
+
+def _mean(ctx: Any, losses: Tensor) -> Tensor:
+    ctx.anchors = losses.shape[0]
+    return losses.mean()
+
+
+def _spread(ctx: Any, grad: Tensor | None) -> Tensor | None:
+    """Gradient of each loss from that of their mean: one number, expanded, as :func:`_scaled` likes it."""
+    return None if grad is None else (grad / max(1, ctx.anchors)).expand(ctx.anchors)
+
+
+_functions = {
+    ("distance_mixture", False): _DistanceMixture,
+    ("distance_mixture", True): _MeanDistanceMixture,
+    ("focal_weighting", False): _FocalWeighting,
+    ("focal_weighting", True): _MeanFocalWeighting,
+}
 
 
 def _register(
