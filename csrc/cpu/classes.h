@@ -33,7 +33,8 @@ struct Classes {
     sizes_ = arena.array<int32_t>(references);
   }
 
-  // Symmetric: anchor_labels are both. own: NULL, or of each anchor the reference that is no pair of it, or -1.
+  // Symmetric: anchor_labels are both. own: NULL, or of each anchor the reference that is no pair of it, or
+  // -1.
   void build(const int64_t* anchor_labels, const int64_t* reference_labels, const int64_t* own = nullptr) {
     if (symmetric_) reference_labels = anchor_labels;
     own_ = symmetric_ ? nullptr : own;

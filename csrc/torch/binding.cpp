@@ -532,11 +532,13 @@ struct Operators {
     add<&distance_mixture>(
         "distance_mixture",
         "(Tensor emb, Tensor labels, Tensor phi, Tensor? ref_emb, Tensor? ref_labels, bool emb_grad, "
-        "bool ref_grad, bool phi_grad, int precision=0, Tensor? own=None) -> (Tensor, Tensor, Tensor, Tensor)");
+        "bool ref_grad, bool phi_grad, int precision=0, Tensor? own=None) -> (Tensor, Tensor, Tensor, "
+        "Tensor)");
     add<&distance_mixture_backward>(
         "distance_mixture_backward",
         "(Tensor grad, Tensor emb, Tensor labels, Tensor phi, Tensor? ref_emb, Tensor? "
-        "ref_labels, Tensor unit_emb, Tensor unit_ref, Tensor unit_phi, int precision=0, Tensor? own=None) -> "
+        "ref_labels, Tensor unit_emb, Tensor unit_ref, Tensor unit_phi, int precision=0, Tensor? own=None) "
+        "-> "
         "(Tensor, Tensor, Tensor)");
     add<&focal_weighting>(
         "focal_weighting",
