@@ -20,7 +20,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 
 def problem(n: int, m: int, d: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Anchors in the queue, some twice: a third of the own rows has the anchor's values, label and a double."""
+    """Anchors in the queue, some twice: a third of the own rows has its values, label and a double."""
     generator = torch.Generator().manual_seed(100 * n + m)
     x, y = (torch.randn(k, d, generator=generator, dtype=torch.float64) for k in (n, m))
     x, y = (torch.nn.functional.normalize(v) if d > 1 else v for v in (x, y))
@@ -84,7 +84,11 @@ def test_equals_double_loops(impl: Any, n: int, m: int, d: int) -> None:
         left = [j for j in range(m) if j != own]
         rows, labels = inputs["ref_emb"][left].tolist(), inputs["ref_labels"][left].tolist()
         (expected,) = oracle.mixture(
-            inputs["emb"][i : i + 1].tolist(), inputs["labels"][i : i + 1].tolist(), PHI.tolist(), rows, labels
+            inputs["emb"][i : i + 1].tolist(),
+            inputs["labels"][i : i + 1].tolist(),
+            PHI.tolist(),
+            rows,
+            labels,
         )
         assert abs(float(found[i]) - expected) < 1e-10 * (1 + abs(expected))
 

@@ -180,9 +180,7 @@ def check_own(own: Tensor | None, emb: Tensor, ref_emb: Tensor | None) -> Tensor
     if own.numel() > 0 and _values_are_checked(emb):
         low, high = (int(v) for v in torch.aminmax(own))
         if low < -1 or high >= ref_emb.shape[0]:
-            raise ValueError(
-                f"own must lie in [-1, {ref_emb.shape[0] - 1}], got values from {low} to {high}"
-            )
+            raise ValueError(f"own must lie in [-1, {ref_emb.shape[0] - 1}], got values from {low} to {high}")
     return own
 
 

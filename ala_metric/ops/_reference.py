@@ -15,9 +15,7 @@ def distance_matrix(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(apart, torch.where(apart, square, 1).sqrt(), 0)
 
 
-def pair_masks(
-    labels: Tensor, ref_labels: Tensor | None, own: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def pair_masks(labels: Tensor, ref_labels: Tensor | None, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Positive and negative pairs [N, M] as booleans, a row's pair with itself in neither.
 
     ``own`` is the reference that is the row itself, where there is one, else -1.
