@@ -20,7 +20,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 
 def problem(n: int, m: int, d: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Anchors in the queue, some twice: a third of the own rows has its values, label and a double."""
+    """A third of the anchors is in the queue, some of them twice; other own rows are no such row, or none."""
     generator = torch.Generator().manual_seed(100 * n + m)
     x, y = (torch.randn(k, d, generator=generator, dtype=torch.float64) for k in (n, m))
     x, y = (torch.nn.functional.normalize(v) if d > 1 else v for v in (x, y))
@@ -28,7 +28,7 @@ def problem(n: int, m: int, d: int, dtype: torch.dtype = torch.float64) -> dict[
     own = torch.randint(m, (n,), generator=generator)
     for i in range(n):
         if i % 3 == 0:
-            for j in (int(own[i]), (int(own[i]) + 1) % m):  # the row itself, and a double that counts
+            for j in (int(own[i]), (int(own[i]) + 1) % m)[: 1 + i % 2]:  # itself, and a double that counts
                 y[j], ref_labels[j] = x[i], labels[i]
         if i % 3 == 1:
             own[i] = -1

@@ -365,7 +365,7 @@ void test_near_pairs_and_scales() {
 // Own rows with and without the anchor's label and values, doubles of them that count, and none.
 void test_own() {
   unsigned seed = 300;
-  const int64_t sizes[][2] = {{0, 3}, {1, 1}, {5, 101}, {97, 13}, {61, 1201}, {331, 347}};
+  const int64_t sizes[][2] = {{0, 3}, {1, 1}, {1, 2}, {5, 101}, {97, 13}, {61, 1201}, {331, 347}};
   for (const auto& size : sizes)
     for (int64_t dims : {1, 3, 37})
       for (ala_dtype dtype : {ALA_F32, ALA_F64}) {
@@ -374,7 +374,7 @@ void test_own() {
         for (int64_t i = 0; i < p.n; ++i) {
           p.own[i] = i % 5 == 4 ? -1 : i * 7 % p.m;
           for (int64_t j : {p.own[i], (p.own[i] + 1) % p.m})
-            if (i % 5 < 2) {
+            if (i % 5 == 1 || (i % 5 == 0 && j == p.own[i])) {
               std::copy_n(p.x.begin() + i * dims, dims, p.y.begin() + j * dims);
               p.y_labels[j] = p.x_labels[i];
             }
