@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ala_metric import ops
+from ala_metric.ops import _strips
 from tests import oracle
 
 PHI = torch.tensor([1.0, 0.3, 0.7, 0.2, 0.9, 0.8, 0.4, 0.6, 0.5, 0.1], dtype=torch.float64)
@@ -114,6 +115,15 @@ def test_mean_against_constant_references(impl: Any, phi: Tensor, dtype: torch.d
     losses, gradient, *_ = by_hand(inputs, phi, torch.full((61,), 1 / 61, dtype=torch.float64))
     assert distant(found.detach(), losses.mean()) < TOLERANCE[dtype]
     assert distant(torch.autograd.grad(found, x)[0], gradient) < TOLERANCE[dtype]
+
+
+def test_several_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, weights = problem(7, 11, 3), torch.linspace(0.3, 1.4, 7, dtype=torch.float64)
+    monkeypatch.setitem(_strips._STRIP_BYTES, "cpu", 2 * 11 * 8)
+    for one, other in zip(
+        results(inputs, PHI, "strips", weights), by_hand(inputs, PHI, weights), strict=True
+    ):
+        assert distant(one, other) < TOLERANCE[torch.float64]
 
 
 def test_nothing_left_is_zero(impl: Any) -> None:
