@@ -55,6 +55,11 @@ def test_no_order_of_threads_matters(emulated: Path, order: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_own_is_refused(emulated: Path) -> None:
+    done = run(emulated, "own-is-refused")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_same_bits_whatever_the_order(emulated: Path) -> None:
     """In one process per order, because the emulation reads its settings once."""
     program = (

@@ -164,6 +164,16 @@ def lowered_samples(
     ]
 
 
+def own_samples(
+    emb: torch.Tensor, labels: torch.Tensor, ref: torch.Tensor | None, ref_labels: torch.Tensor | None
+) -> list[tuple[str, tuple[object, ...]]]:
+    if ref is None or len(ref) == 0:
+        return []
+    phi = weights(10, torch.float32).requires_grad_()
+    own = torch.arange(len(emb)) - 1
+    return [("distance_mixture", (emb, labels, phi, ref, ref_labels, True, True, True, 0, own))]
+
+
 def opcheck_samples() -> list[tuple[str, tuple[object, ...]]]:
     samples: list[tuple[str, tuple[object, ...]]] = []
     for n, m, d in SHAPES:
@@ -181,6 +191,7 @@ def opcheck_samples() -> list[tuple[str, tuple[object, ...]]]:
                 ("pairwise_distance", (emb, ref)),
                 *lowered_samples(emb, labels, ref, ref_labels),
                 ("distance_mixture", (emb, labels, phi, ref, ref_labels, *wanted)),
+                *own_samples(emb, labels, ref, ref_labels),
                 ("focal_weighting", (emb, labels, phi2, 1.0, ref, ref_labels, *wanted)),
                 (
                     "distance_statistics",
@@ -199,6 +210,10 @@ def opcheck_samples() -> list[tuple[str, tuple[object, ...]]]:
                 samples += [
                     ("pairwise_distance_backward", (torch.ones(n, others, dtype=dtype), e, r, True, True)),
                     ("distance_mixture_backward", (g, e, labels, f10, r, ref_labels, *units, 0)),
+                    (
+                        "distance_mixture_backward",
+                        (weights(n), e, labels, f10, r, ref_labels, *units, 0, torch.arange(n) - 1),
+                    ),
                     ("focal_weighting_backward", (g, e, labels, f2, 1.0, r, ref_labels, *kept)),
                     ("mixture_pairs_backward", (g4, e, a, p, f5, True, r, True, True, True)),
                     ("mixture_triplets_backward", (g4, e, a, p, q, f10, r, True, True, True)),

@@ -483,6 +483,7 @@ def test_opcheck_strips(own: bool) -> None:
     a, b = torch.tensor([0, 1, 3]), torch.tensor([1, 2, 3])
     for op, args in (
         (strips.distance_mixture, (x, labels, phi, y, ref_labels)),
+        (strips.distance_mixture, (x, labels, phi, *batch(4, 3), 0, torch.tensor([3, -1, 0, 1, 1]))),
         (strips.focal_weighting, (x, labels, sharp, 1.0, y, ref_labels)),
         (strips.pairwise_distance, (x, y)),
         (strips.mixture_pairs, (x, a, b, phi[:5].detach(), True, y)),

@@ -187,6 +187,12 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         """Loss per anchor [N] from :meth:`partial` of all parts, shape [parts, s, N]."""
         raise NotImplementedError
 
+    def foreign_pairs(
+        self, x: Tensor, labels: Tensor, y: Tensor, ref_labels: Tensor, own: Tensor, phi: Tensor
+    ) -> Tensor:
+        """Loss per anchor [N] over all references but its own row ``own`` of ``y``."""
+        return self.merge(self.partial(x, labels, y, ref_labels, own, phi)[None], phi)
+
     def mined(self, pairs: _RowPairs | _MatrixPairs, indices: tuple[Tensor, ...], phi: Tensor) -> LossDict:
         """Loss over the pairs or triplets that a miner chose."""
         raise NotImplementedError

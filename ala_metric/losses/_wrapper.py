@@ -62,7 +62,7 @@ def all_pairs(
         terms = loss.all_pairs(x, labels, y, ref_labels, phi)
         losses: Tensor = terms["loss"]["losses"]
         return losses
-    return loss.merge(loss.partial(x, labels, y, ref_labels, own, phi)[None], phi)
+    return loss.foreign_pairs(x, labels, y, ref_labels, own, phi)
 
 
 def reduce(

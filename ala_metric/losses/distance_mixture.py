@@ -147,6 +147,23 @@ class DistanceMixtureLoss(AdaptivePairLoss):
         pulled, pushed, positives, negatives = partials.sum(0)
         return pulled / positives.clamp_min(1) + pushed / negatives.clamp_min(1)
 
+    def foreign_pairs(
+        self, x: Tensor, labels: Tensor, y: Tensor, ref_labels: Tensor, own: Tensor, phi: Tensor
+    ) -> Tensor:
+        """Loss per anchor over all references but its own row: one op on CPU, two fused ones on a GPU."""
+        if not x.is_cpu:
+            return super().foreign_pairs(x, labels, y, ref_labels, own, phi)
+        return ops.distance_mixture(
+            x,
+            labels,
+            phi,
+            ref_emb=y,
+            ref_labels=ref_labels,
+            own=own,
+            impl=self.impl,
+            precision=self.precision,
+        )
+
     def mined(self, pairs: _RowPairs | _MatrixPairs, indices: tuple[Tensor, ...], phi: Tensor) -> LossDict:
         """One loss per triplet, or one per positive and one per negative pair."""
         if len(indices) == 3:

@@ -170,6 +170,20 @@ def check_indices(index: Tensor, rows: int, emb: Tensor, name: str) -> Tensor:
     return index.to(torch.int64)
 
 
+def check_own(own: Tensor | None, emb: Tensor, ref_emb: Tensor | None) -> Tensor | None:
+    """Refuse references of the anchors themselves that are none; return them as int64."""
+    if own is None:
+        return None
+    if ref_emb is None:
+        raise ValueError("own was given without ref_emb: a row is no pair of itself there")
+    own = check_labels(own, emb, "own", "emb")
+    if own.numel() > 0 and _values_are_checked(emb):
+        low, high = (int(v) for v in torch.aminmax(own))
+        if low < -1 or high >= ref_emb.shape[0]:
+            raise ValueError(f"own must lie in [-1, {ref_emb.shape[0] - 1}], got values from {low} to {high}")
+    return own
+
+
 def check_precision(precision: Precision, emb: Tensor) -> int:
     """Refuse an unknown precision, and a lowered one for float64; the number that operators take."""
     if precision not in _PRECISIONS:

@@ -15,12 +15,18 @@ def distance_matrix(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(apart, torch.where(apart, square, 1).sqrt(), 0)
 
 
-def pair_masks(labels: Tensor, ref_labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Positive and negative pairs [N, M] as booleans, a row's pair with itself in neither."""
+def pair_masks(labels: Tensor, ref_labels: Tensor | None, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Positive and negative pairs [N, M] as booleans, a row's pair with itself in neither.
+
+    ``own`` is the reference that is the row itself, where there is one, else -1.
+    """
     same = labels[:, None] == (labels if ref_labels is None else ref_labels)[None, :]
     if ref_labels is None:
         itself = torch.eye(labels.shape[0], dtype=torch.bool, device=labels.device)
         return same & ~itself, ~same
+    if own is not None:
+        other = own[:, None] != torch.arange(ref_labels.shape[0], device=own.device)
+        return same & other, ~same & other
     return same, ~same
 
 

@@ -150,12 +150,21 @@ class PairStrips:
     def _products(self) -> AbstractContextManager[None]:
         return products(tf32=self.precision > 0 and self.x.is_cuda)
 
-    def masks(self, strip: Strip, labels: Tensor, ref_labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Positive and negative pairs [c, M] of a strip, a row's pair with itself in neither."""
+    def masks(
+        self, strip: Strip, labels: Tensor, ref_labels: Tensor | None, own: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Positive and negative pairs [c, M] of a strip, a row's pair with itself in neither.
+
+        ``own`` is the reference that is the row itself, where there is one, else -1.
+        """
         positive = labels[strip.rows, None] == (labels if ref_labels is None else ref_labels)
         negative = ~positive
         if self.symmetric:
             positive[:, strip.rows].fill_diagonal_(False)
+        if own is not None:
+            anchors = (own[strip.rows] >= 0).nonzero()[:, 0]
+            places = anchors, own[strip.rows][anchors]
+            positive[places] = negative[places] = False
         return positive, negative
 
     def pull_back(self, strip: Strip, slope: Tensor, grad_x: Tensor, grad_y: Tensor) -> None:

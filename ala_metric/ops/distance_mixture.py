@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..types import Impl, Precision, Reduction
 from . import _functions as f
-from ._check import check_batch, check_phi, check_precision, check_reduction, compute
+from ._check import check_batch, check_own, check_phi, check_precision, check_reduction, compute
 from ._reference import distance_matrix, masked_mean, pair_masks
 from ._select import choose
 from ._strips import PairStrips, differentiable_once
@@ -22,6 +22,7 @@ def distance_mixture(
     *,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
+    own: Tensor | None = None,
     impl: Impl = "auto",
     precision: Precision = "fp32",
     reduction: Reduction = "none",
@@ -56,6 +57,10 @@ def distance_mixture(
     ref_emb, ref_labels
         References, shapes [M, D] and [M]. Without them the batch is its own reference set, and the pair of
         a row with itself is left out.
+    own
+        For each anchor the index of the reference that is the anchor itself and no pair of it, -1 where
+        there is none: shape [N], any integer dtype; only with ``ref_emb``. Other references of the same
+        values count. On CUDA it takes ``"strips"``.
     impl
         ``"native"`` (fused), ``"strips"`` (torch only), ``"reference"`` (N x M matrices) or ``"auto"``.
     precision
@@ -91,23 +96,26 @@ def distance_mixture(
     """
     emb, labels, ref_emb, ref_labels = check_batch(emb, labels, ref_emb, ref_labels)
     phi = check_phi(phi, 10, emb)
+    own = check_own(own, emb, ref_emb)
     lowest = check_precision(precision, emb)
     mean = check_reduction(reduction)
     which = choose("distance_mixture", impl, emb.device).impl
+    if which == "native" and own is not None and not emb.is_cpu:
+        which = "strips"
     if which == "native":
         from . import native
 
         return native.distance_mixture(
-            emb, labels, phi, ref_emb=ref_emb, ref_labels=ref_labels, precision=lowest, mean=mean
+            emb, labels, phi, ref_emb=ref_emb, ref_labels=ref_labels, precision=lowest, own=own, mean=mean
         )
     x, y = compute(emb), None if ref_emb is None else compute(ref_emb)
     phi = phi.to(x.dtype)
     losses: Tensor
     if which == "strips":
-        losses = torch.ops.ala_metric_strips.distance_mixture(x, labels, phi, y, ref_labels, lowest)
+        losses = torch.ops.ala_metric_strips.distance_mixture(x, labels, phi, y, ref_labels, lowest, own)
     else:
         distance = distance_matrix(x, x if y is None else y)
-        losses = mixture_of_matrix(distance, *pair_masks(labels, ref_labels), phi)
+        losses = mixture_of_matrix(distance, *pair_masks(labels, ref_labels, own), phi)
     return losses.mean() if mean else losses
 
 
@@ -150,12 +158,18 @@ def mixture_of_matrix(distance: Tensor, positive: Tensor, negative: Tensor, phi:
 
 @torch.library.custom_op("ala_metric_strips::distance_mixture", mutates_args=())
 def _forward(
-    x: Tensor, labels: Tensor, phi: Tensor, y: Tensor | None, ref_labels: Tensor | None, precision: int = 0
+    x: Tensor,
+    labels: Tensor,
+    phi: Tensor,
+    y: Tensor | None,
+    ref_labels: Tensor | None,
+    precision: int = 0,
+    own: Tensor | None = None,
 ) -> Tensor:
     strips = PairStrips(x, y, precision)
     loss = x.new_zeros(x.shape[0])
     for strip in strips:
-        masks = strips.masks(strip, labels, ref_labels)
+        masks = strips.masks(strip, labels, ref_labels, own)
         loss[strip.rows] = mixture_of_matrix(strip.distance, *masks, phi)
     return loss
 
@@ -170,13 +184,14 @@ def _backward(
     ref_labels: Tensor | None,
     want_phi: bool,
     precision: int = 0,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     strips = PairStrips(x, y, precision)
     grad_x, grad_y = strips.new_gradients()
     grad_phi = torch.zeros_like(phi)
     for strip in strips:
         d = strip.distance
-        positive, negative = strips.masks(strip, labels, ref_labels)
+        positive, negative = strips.masks(strip, labels, ref_labels, own)
         pull = mean_weights(grad[strip.rows], positive)
         push = mean_weights(grad[strip.rows], negative)
         if want_phi:
@@ -195,7 +210,13 @@ def mean_weights(grad: Tensor, mask: Tensor) -> Tensor:
 
 @_forward.register_fake
 def _forward_shape(
-    x: Tensor, labels: Tensor, phi: Tensor, y: Tensor | None, ref_labels: Tensor | None, precision: int = 0
+    x: Tensor,
+    labels: Tensor,
+    phi: Tensor,
+    y: Tensor | None,
+    ref_labels: Tensor | None,
+    precision: int = 0,
+    own: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(x.shape[0])
 
@@ -210,21 +231,22 @@ def _backward_shape(
     ref_labels: Tensor | None,
     want_phi: bool,
     precision: int = 0,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(0) if y is None else torch.empty_like(y), torch.empty_like(phi)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *kept, ctx.precision = inputs
-    ctx.save_for_backward(*kept)
+    *kept, ctx.precision, own = inputs
+    ctx.save_for_backward(*kept, own)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, labels, phi, y, ref_labels = ctx.saved_tensors
+    x, labels, phi, y, ref_labels, own = ctx.saved_tensors
     grad_x, grad_y, grad_phi = torch.ops.ala_metric_strips.distance_mixture_backward(
-        grad, x, labels, phi, y, ref_labels, ctx.needs_input_grad[2], ctx.precision
+        grad, x, labels, phi, y, ref_labels, ctx.needs_input_grad[2], ctx.precision, own
     )
-    return grad_x, None, grad_phi, None if y is None else grad_y, None, None
+    return grad_x, None, grad_phi, None if y is None else grad_y, None, None, None
 
 
 differentiable_once(_forward, _backward, _differentiate, _save)

@@ -38,13 +38,14 @@ def distance_mixture(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     precision: int = 0,
+    own: Tensor | None = None,
     mean: bool = False,
 ) -> Tensor:
     """Loss per anchor [N] or their mean; see :func:`ala_metric.ops.distance_mixture`."""
     wanted = _wanted(emb, ref_emb, phi)
-    labels, ref_labels = labels.contiguous(), _packed(ref_labels)
-    inputs = emb, labels, _parameters(phi), ref_emb, ref_labels, *wanted, precision
-    return _loss("distance_mixture", mean, *inputs)
+    labels, ref_labels, own = labels.contiguous(), _packed(ref_labels), _packed(own)
+    inputs = emb, labels, _parameters(phi), ref_emb, ref_labels, *wanted, precision, own
+    return _loss("distance_mixture", mean, any(wanted), *inputs)
 
 
 def focal_weighting(
@@ -62,7 +63,7 @@ def focal_weighting(
     wanted = _wanted(emb, ref_emb, phi)
     labels, ref_labels = labels.contiguous(), _packed(ref_labels)
     inputs = emb, labels, _parameters(phi), offset, ref_emb, ref_labels, *wanted, precision
-    return _loss("focal_weighting", mean, *inputs)
+    return _loss("focal_weighting", mean, any(wanted), *inputs)
 
 
 def distance_statistics(
@@ -148,13 +149,13 @@ def _wanted(emb: Tensor, ref_emb: Tensor | None, phi: Tensor) -> tuple[bool, boo
     return emb.requires_grad, ref_emb is not None and ref_emb.requires_grad, phi.requires_grad
 
 
-def _loss(name: str, mean: bool, *inputs: Any) -> Tensor:
+def _loss(name: str, mean: bool, differentiable: bool, *inputs: Any) -> Tensor:
     """First result of an operator. Outside of a trace its autograd is a plain Function: half the overhead.
 
     One whose result is the mean knows without a look at the gradient that all anchors weigh the same.
     """
     result: Tensor
-    if any(inputs[-4:-1]) and not torch.compiler.is_compiling():
+    if differentiable and not torch.compiler.is_compiling():
         result = _functions[name, mean].apply(*inputs)
         return result
     losses = getattr(_ops, name)(*inputs)[0] if torch.compiler.is_compiling() else _run(name, inputs)[0]
@@ -208,6 +209,7 @@ def _distance_mixture_shape(
     ref_grad: bool,
     phi_grad: bool,
     precision: int = 0,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     units = _like(emb_grad, emb, emb), _like(ref_grad, ref_emb, emb), _like(phi_grad, phi, emb)
     return _new(emb, emb.shape[0]), *units
@@ -224,6 +226,7 @@ def _distance_mixture_backward_shape(
     unit_ref: Tensor,
     unit_phi: Tensor,
     precision: int = 0,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     return torch.empty_like(unit_emb), torch.empty_like(unit_ref), torch.empty_like(unit_phi)
 
@@ -343,20 +346,20 @@ def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
 
 
 def _save_distance_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    emb, labels, phi, ref_emb, ref_labels, *ctx.wanted, ctx.precision = inputs
+    emb, labels, phi, ref_emb, ref_labels, *ctx.wanted, ctx.precision, own = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(emb, labels, phi, ref_emb, ref_labels, *output[1:])
+    ctx.save_for_backward(emb, labels, phi, ref_emb, ref_labels, own, *output[1:])
 
 
 def _distance_mixture_backward(ctx: Any, grad: Tensor | None, *_: None) -> Gradients:
     if grad is None:
-        return (None,) * 9
-    emb, labels, phi, ref_emb, ref_labels, *units = ctx.saved_tensors
+        return (None,) * 10
+    emb, labels, phi, ref_emb, ref_labels, own, *units = ctx.saved_tensors
     gradients = _scaled(grad, units) or _ops.distance_mixture_backward(
-        grad.contiguous(), emb, labels, phi, ref_emb, ref_labels, *units, ctx.precision
+        grad.contiguous(), emb, labels, phi, ref_emb, ref_labels, *units, ctx.precision, own
     )
     grad_emb, grad_ref, grad_phi = map(_as, gradients, (emb, ref_emb, phi), ctx.wanted)
-    return grad_emb, None, grad_phi, grad_ref, None, None, None, None, None
+    return grad_emb, None, grad_phi, grad_ref, None, None, None, None, None, None
 
 
 def _save_focal_weighting(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -65,16 +65,17 @@ class Check {
     if (ok() && !r.symmetric && r.y.rows > 0) required(r.y_labels, "y_labels");
   }
 
-  void indices(const int64_t* list, int64_t count, int64_t rows, const char* name) {
+  void indices(const int64_t* list, int64_t count, int64_t rows, const char* name, int64_t lowest = 0) {
     if (!ok() || count == 0) return;
     if (!list) {
       required(list, name);
       return;
     }
     for (int64_t t = 0; t < count; ++t)
-      if (list[t] < 0 || list[t] >= rows) {
-        fail(ALA_INVALID_ARGUMENT, "%s[%lld] must be in [0, %lld), got %lld", name, static_cast<long long>(t),
-             static_cast<long long>(rows), static_cast<long long>(list[t]));
+      if (list[t] < lowest || list[t] >= rows) {
+        fail(ALA_INVALID_ARGUMENT, "%s[%lld] must be in [%lld, %lld), got %lld", name,
+             static_cast<long long>(t), static_cast<long long>(lowest), static_cast<long long>(rows),
+             static_cast<long long>(list[t]));
         return;
       }
   }
@@ -107,9 +108,10 @@ void check(Check& c, const ala_pairwise_distance_backward_request& r, bool) {
   c.matrix(r.grad_distances, "grad_distances");
 }
 
-void check(Check& c, const ala_distance_mixture_request& r, bool) {
+void check(Check& c, const ala_distance_mixture_request& r, bool run) {
   c.labelled(r);
   c.required(r.phi, "phi");
+  if (run && r.own && !r.symmetric) c.indices(r.own, r.x.rows, r.y.rows, "own", -1);
 }
 
 void check(Check& c, const ala_distance_statistics_request& r, bool) {

@@ -33,9 +33,11 @@ struct Classes {
     sizes_ = arena.array<int32_t>(references);
   }
 
-  // Symmetric: anchor_labels are both.
-  void build(const int64_t* anchor_labels, const int64_t* reference_labels) {
+  // Symmetric: anchor_labels are both. own: NULL, or of each anchor the reference that is no pair of it, or
+  // -1.
+  void build(const int64_t* anchor_labels, const int64_t* reference_labels, const int64_t* own = nullptr) {
     if (symmetric_) reference_labels = anchor_labels;
+    own_ = symmetric_ ? nullptr : own;
     std::memset(table_, 0xff, static_cast<size_t>(slots_) * sizeof(int32_t));
     int32_t classes = 0;
     for (int64_t j = 0; j < references; ++j) {
@@ -56,12 +58,17 @@ struct Classes {
         anchor[i] = first < 0 ? -2 : reference[first];
       }
       positives[i] = anchor[i] < 0 ? 0 : sizes_[anchor[i]] - (symmetric_ ? 1 : 0);
+      if (has_own(i) && reference[own_[i]] == anchor[i]) --positives[i];
     }
   }
 
-  int64_t negatives(int64_t i) const { return references - positives[i] - (symmetric_ ? 1 : 0); }
+  int64_t negatives(int64_t i) const {
+    return references - positives[i] - (symmetric_ || has_own(i) ? 1 : 0);
+  }
 
  private:
+  bool has_own(int64_t i) const { return own_ && own_[i] >= 0; }
+
   // Slot of the label, or the free slot where it belongs (linear probing; SplitMix64's finaliser as hash).
   int64_t find(int64_t label, const int64_t* labels) const {
     uint64_t h = static_cast<uint64_t>(label);
@@ -76,6 +83,7 @@ struct Classes {
 
   int64_t padded_references_ = 0, slots_ = 0;
   bool symmetric_ = false;
+  const int64_t* own_ = nullptr;
   int32_t* table_ = nullptr;
   int32_t* sizes_ = nullptr;
 };

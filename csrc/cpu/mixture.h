@@ -194,8 +194,9 @@ ala_status distance_mixture(const ala_distance_mixture_request& r, const Call& c
 
   workers = workers.for_work(tiles.multiply_adds());
   tiles.pack(r.x, r.y, workers);
+  tiles.own = r.symmetric ? nullptr : r.own;
   data.clear(tiles);
-  data.classes.build(r.x_labels, r.y_labels);
+  data.classes.build(r.x_labels, r.y_labels, r.own);
   const T* weights = static_cast<const T*>(r.weights);
   const int64_t n = tiles.x.count;
   for (int64_t i = 0; i < n; ++i) {

@@ -88,6 +88,7 @@ class PairTiles {
   bool symmetric = false;
   int64_t row_block = 0, col_block = 0;
   GradientSink<T> grad_x, grad_y;
+  const int64_t* own = nullptr;  // not symmetric: of each row of x the row of y that is no pair of it, or -1
 
   // Cuts everything the walk needs out of the arena. gx, gy: gradients wanted, or NULL. once: there is one
   // visit, and nobody asks for y but that.
@@ -213,21 +214,22 @@ class PairTiles {
       const int self = diagonal ? static_cast<int>(i) : -1;
       const int first = diagonal ? self / S::kLanes * S::kLanes : 0;
       if (Op::kGradient) std::memset(row, 0, static_cast<size_t>(first) * sizeof(T));
-      measure<Op::kRests>(i0 + i, references, y0, first, static_cast<int>(cols), self, row, near_row);
+      const int skipped = own ? lane_of(own[i0 + i] - j0, cols) : -1;
+      if (skipped >= 0) --far_pairs;
+      measure<Op::kRests>(i0 + i, references, y0, first, static_cast<int>(cols), self, skipped, row,
+                          near_row);
       state.begin_row(i, first, near_row);
       V row_weight{};
-      int v = first;
       const int full = static_cast<int>(cols / S::kLanes * S::kLanes);
-      if (diagonal) {
-        visit_lanes<true>(state, v, valid_lanes(v, static_cast<int>(cols), self), near_row, row, row_weight,
-                          sums, near);
-        v += S::kLanes;
+      // Masked are the lanes around the diagonal, those around the pair that is none, and the last ones.
+      int stop = diagonal ? first : skipped >= 0 ? skipped / S::kLanes * S::kLanes : full;
+      for (int v = first; v < cols; v += S::kLanes, stop = full) {
+        for (; v < stop; v += S::kLanes)
+          visit_lanes<false>(state, v, S::none(), near_row, row, row_weight, sums, near);
+        if (v < cols)
+          visit_lanes<true>(state, v, valid_lanes(v, static_cast<int>(cols), self, skipped), near_row, row,
+                            row_weight, sums, near);
       }
-      for (; v < full; v += S::kLanes)
-        visit_lanes<false>(state, v, S::none(), near_row, row, row_weight, sums, near);
-      for (; v < cols; v += S::kLanes)
-        visit_lanes<true>(state, v, valid_lanes(v, static_cast<int>(cols), self), near_row, row, row_weight,
-                          sums, near);
       state.end_row(i);
       if (Op::kGradient) {
         if (to_x) grad_x.weight_sums[i0 + i] += static_cast<double>(S::sum(row_weight));
@@ -251,16 +253,21 @@ class PairTiles {
       products_.template subtract_product<true>(tile, rows, cols, x, i0, y.row(j0), to_y + j0 * y.dims, slot);
   }
 
-  static ALA_HD Mask valid_lanes(int v, int cols, int self) {
+  static int lane_of(int64_t column, int64_t cols) {
+    return column >= 0 && column < cols ? static_cast<int>(column) : -1;
+  }
+
+  static ALA_HD Mask valid_lanes(int v, int cols, int self, int skipped) {
     using Int = typename S::Int;
     const auto lane = S::lane_numbers() + static_cast<Int>(v);
-    const Mask valid = S::less_int(lane, S::set_int(static_cast<Int>(cols)));
+    const Mask inside = S::less_int(lane, S::set_int(static_cast<Int>(cols)));
+    const Mask valid = S::but_not(inside, S::equal(lane, S::set_int(static_cast<Int>(skipped))));
     return S::both(valid, S::less_int(S::set_int(static_cast<Int>(self)), lane));
   }
 
   template <bool kRests>
   ALA_HD void measure(int64_t i, const Points<T>& references, int64_t y0, int first, int cols, int self,
-                      const T* dots, RowDistances& to) const {
+                      int skipped, const T* dots, RowDistances& to) const {
     using M = VectorMath<T>;
     const V length = S::set(x.norms[i]);
     for (int v = first; v < cols; v += S::kLanes) {
@@ -269,7 +276,7 @@ class PairTiles {
       uint32_t close = S::lane_bits(S::less_equal(square, M::set(kNearPair) * lengths));
       if (self >= v) close &= ~((2u << (self - v)) - 1);
       if (__builtin_expect(close != 0, 0)) {
-        close &= S::lane_bits(valid_lanes(v, cols, self));
+        close &= S::lane_bits(valid_lanes(v, cols, self, skipped));
         square = direct(i, references, y0 + v, close, square);
       }
       to.close[v / S::kLanes] = close;

@@ -289,12 +289,22 @@ inline const ala_positive_ranks_request& points_of(const ala_cuda_positive_ranks
   return r.host;
 }
 
+// Whether pairs are to be left out, which is not supported here.
+inline bool leaves_out(const ala_distance_mixture_request& r) {
+  return r.own && !r.symmetric;
+}
+template <class Request>
+bool leaves_out(const Request&) {
+  return false;
+}
+
 template <class Request, class Body>
 ala_status serve(const Request* request, const ala_cuda_context* context, void* workspace,
                  int64_t workspace_bytes, int64_t* bytes, ala_error* error, const Body& body) {
   if (!request) return refuse(error, ALA_INVALID_ARGUMENT, "request must not be NULL");
   const ala_status status = check_points(points_of(*request), error);
   if (status != ALA_OK) return status;
+  if (leaves_out(*request)) return refuse(error, ALA_INVALID_ARGUMENT, "own is not supported on CUDA");
   return run_op(points_of(*request).x.dtype, context, workspace, workspace_bytes, bytes, error, body);
 }
 

@@ -68,15 +68,18 @@ inline double slope(int k, double d) {
   }
 }
 
-// N anchors x and M references y of D numbers; symmetric: y is a copy of x.
+// N anchors x and M references y of D numbers; symmetric: y is a copy of x. own: empty, or of each anchor the
+// reference that is no pair of it, or -1.
 struct Problem {
   int64_t n = 0, m = 0, dims = 0;
   bool symmetric = true;
   Vector x, y;
-  Labels x_labels, y_labels;
+  Labels x_labels, y_labels, own;
   Vector weights;  // [n]
 
-  bool is_pair(int64_t i, int64_t j) const { return !(symmetric && i == j); }
+  bool is_pair(int64_t i, int64_t j) const {
+    return !(symmetric && i == j) && !(!own.empty() && own[i] == j);
+  }
   bool same(int64_t i, int64_t j) const { return x_labels[i] == y_labels[j]; }
   double distance(int64_t i, int64_t j) const {
     double sum = 0;

@@ -195,6 +195,32 @@ Request labelled_request(const Problem& p, const ala_matrix& x, const ala_matrix
 const Vector kAllShapes = {0.75, 0.25, 1, 0.5, 1.25, 0.75, 0.25, 0.5, 0.5, 1.5};
 const Vector kDefaultPhi = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0};
 
+// The mixture alone, with the problem's own rows: all gradients, then the losses alone.
+template <class T>
+void check_mixture(Problem p, ala_dtype dtype) {
+  const Stored x(p.x, p.n, p.dims, dtype, Layout::contiguous), y(p.y, p.m, p.dims, dtype, Layout::contiguous);
+  const std::vector<T> weights(p.weights.begin(), p.weights.end());
+  const double tolerance = sizeof(T) == 4 ? 2e-5 : 2e-12;  // as for near duplicates below
+  for (const Vector& phi : {kAllShapes, kDefaultPhi}) {
+    const auto wanted = oracle::mixture(p, phi);
+    for (bool phi_wanted : {true, false}) {
+      Outputs<T> got(p, 10), losses(p, 10);
+      auto request =
+          labelled_request<ala_distance_mixture_request>(p, x.view, y.view, weights, phi, got, phi_wanted);
+      request.own = p.own.data();
+      CALL(distance_mixture, request, nullptr);
+      CHECK_CLOSE(got.loss, wanted.loss, tolerance);
+      CHECK_CLOSE(got.grad_x, wanted.grad_x, tolerance);
+      CHECK_CLOSE(got.grad_y, wanted.grad_y, tolerance);
+      if (phi_wanted) CHECK_CLOSE(got.grad_phi, wanted.grad_phi, tolerance);
+      request.loss = losses.loss.data();
+      request.grad_x = request.grad_y = nullptr;
+      CALL(distance_mixture, request, nullptr);
+      CHECK_CLOSE(losses.loss, wanted.loss, tolerance);
+    }
+  }
+}
+
 // One problem through all labelled ops. T is the compute type of dtype.
 template <class T>
 void check_problem(Problem p, ala_dtype dtype, Layout layout, Kind kind) {
@@ -334,6 +360,32 @@ void test_near_pairs_and_scales() {
             continue;  // +-12 only: exact ties of the focal maximum, no information
           check_problem(random_problem(61, m, dims, 6, kind, 99), dtype, Layout::contiguous, kind);
         }
+}
+
+// Own rows with and without the anchor's label and values, doubles of them that count, and none.
+void test_own() {
+  unsigned seed = 300;
+  const int64_t sizes[][2] = {{0, 3}, {1, 1}, {1, 2}, {5, 101}, {97, 13}, {61, 1201}, {331, 347}};
+  for (const auto& size : sizes)
+    for (int64_t dims : {1, 3, 37})
+      for (ala_dtype dtype : {ALA_F32, ALA_F64}) {
+        Problem p = random_problem(size[0], size[1], dims, 4, Kind::unit, ++seed);
+        p.own.resize(static_cast<size_t>(p.n));
+        for (int64_t i = 0; i < p.n; ++i) {
+          p.own[i] = i % 5 == 4 ? -1 : i * 7 % p.m;
+          for (int64_t j : {p.own[i], (p.own[i] + 1) % p.m})
+            if (i % 5 == 1 || (i % 5 == 0 && j == p.own[i])) {
+              std::copy_n(p.x.begin() + i * dims, dims, p.y.begin() + j * dims);
+              p.y_labels[j] = p.x_labels[i];
+            }
+        }
+        test::context = "own n=" + std::to_string(p.n) + " m=" + std::to_string(p.m) +
+                        " D=" + std::to_string(dims) + (dtype == ALA_F32 ? " float" : " double");
+        if (dtype == ALA_F32)
+          check_mixture<float>(p, dtype);
+        else
+          check_mixture<double>(p, dtype);
+      }
 }
 
 // ---- Mined pairs and triplets -------------------------------------------------------------------------
@@ -613,6 +665,7 @@ int main() {
   test_scalar_shapes();
   test_shapes_and_dtypes();
   test_near_pairs_and_scales();
+  test_own();
   test_mined();
   test_ranks();
   test_same_bits_for_any_threads();

@@ -289,11 +289,14 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(const Tensor& grad, const 
 
 ala_distance_mixture_request mixture_request(const Tensor& emb, const Tensor& labels,
                                              const Parameters<ALA_MIXTURE_PHI>& phi, const Tensor& ref_emb,
-                                             const Tensor& ref_labels) {
+                                             const Tensor& ref_labels, const Tensor& own) {
   ala_distance_mixture_request request{};
   set_points(request, emb, ref_emb, "emb", "ref_emb");
   set_labels(request, labels, ref_labels);
   request.phi = phi.values;
+  if (own && request.symmetric) refuse("own must not be given without ref_emb");
+  if (own && emb.is_cuda()) refuse("own is not supported on CUDA");
+  if (own) request.own = integers(own, "own", request.x.rows);
   return request;
 }
 
@@ -301,9 +304,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> distance_mixture(const Tensor& emb, c
                                                             const Tensor& phi, const OptionalTensor& ref_emb,
                                                             const OptionalTensor& ref_labels,
                                                             const bool& emb_grad, const bool& ref_grad,
-                                                            const bool& phi_grad, const int64_t& precision) {
+                                                            const bool& phi_grad, const int64_t& precision,
+                                                            const OptionalTensor& own) {
   const Parameters<ALA_MIXTURE_PHI> parameters(phi);
-  auto request = mixture_request(emb, labels, parameters, ref_emb, ref_labels);
+  auto request = mixture_request(emb, labels, parameters, ref_emb, ref_labels, own);
   Gradients unit(request.x, request.y, request.symmetric, ALA_MIXTURE_PHI, emb_grad, ref_grad, phi_grad, emb);
   unit.attach(request);
   Tensor loss = output(true, {request.x.rows}, emb);
@@ -315,12 +319,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> distance_mixture(const Tensor& emb, c
 Three distance_mixture_backward(const Tensor& grad, const Tensor& emb, const Tensor& labels,
                                 const Tensor& phi, const OptionalTensor& ref_emb,
                                 const OptionalTensor& ref_labels, const Tensor& unit_emb,
-                                const Tensor& unit_ref, const Tensor& unit_phi, const int64_t& precision) {
+                                const Tensor& unit_ref, const Tensor& unit_phi, const int64_t& precision,
+                                const OptionalTensor& own) {
   const void* weights = one_each(grad, emb.size(0), emb);
   if (const Tensor shared = shared_weight(grad, weights))
     return {product(unit_emb, shared), product(unit_ref, shared), product(unit_phi, shared)};
   const Parameters<ALA_MIXTURE_PHI> parameters(phi);
-  auto request = mixture_request(emb, labels, parameters, ref_emb, ref_labels);
+  auto request = mixture_request(emb, labels, parameters, ref_emb, ref_labels, own);
   Gradients result(request.x, request.y, request.symmetric, ALA_MIXTURE_PHI, unit_emb.dim() == 2,
                    unit_ref.dim() == 2, unit_phi.size(0) > 0, emb);
   result.attach(request);
@@ -527,11 +532,13 @@ struct Operators {
     add<&distance_mixture>(
         "distance_mixture",
         "(Tensor emb, Tensor labels, Tensor phi, Tensor? ref_emb, Tensor? ref_labels, bool emb_grad, "
-        "bool ref_grad, bool phi_grad, int precision=0) -> (Tensor, Tensor, Tensor, Tensor)");
+        "bool ref_grad, bool phi_grad, int precision=0, Tensor? own=None) -> (Tensor, Tensor, Tensor, "
+        "Tensor)");
     add<&distance_mixture_backward>(
         "distance_mixture_backward",
         "(Tensor grad, Tensor emb, Tensor labels, Tensor phi, Tensor? ref_emb, Tensor? "
-        "ref_labels, Tensor unit_emb, Tensor unit_ref, Tensor unit_phi, int precision=0) -> "
+        "ref_labels, Tensor unit_emb, Tensor unit_ref, Tensor unit_phi, int precision=0, Tensor? own=None) "
+        "-> "
         "(Tensor, Tensor, Tensor)");
     add<&focal_weighting>(
         "focal_weighting",

@@ -114,6 +114,16 @@ def mixture(lib: Emulated, case: Case, phi: Array = PHI, want_phi: bool = True) 
     compare(out, oracle.mixture(case.pairs, phi, case.weights.astype(float)), case.tolerance)
 
 
+def own_is_refused(lib: Emulated, case: Case) -> None:
+    fields = {"phi": PHI, "own": np.zeros(case.n, np.int64), **case.common()}
+    message = "own was ignored"
+    try:
+        lib.call("distance_mixture", case.x, case.y, **fields)
+    except ValueError as error:
+        message = str(error)
+    assert "own is not supported on CUDA" in message, message
+
+
 def focal_floor(case: Case, phi: Array, wanted: dict[str, Array]) -> dict[str, float]:
     """What float32 costs the equations in float64: norms, products (added up one by one) and d in float32.
 
@@ -412,6 +422,7 @@ def cases() -> Iterator[tuple[str, Callable[[Emulated], None]]]:
             yield f"{word}-collapsed-{op}", add(lowered, lump, 0, name=op, most=0, **lower)
         for op, go in (("mined", mined), ("ranks", ranks)):  # they have no such products
             yield f"{word}-{op}-exact", add(go, big, 0, **lower)
+    yield "own-is-refused", add(own_is_refused, lambda: Case(5, 7, 3, "float32"), 0)
     yield "ranks-tied-float32", add(ranks, lambda: tied_case("float32"), 0)
     yield "ranks-tied-float16", add(ranks, lambda: tied_case("float16"), 0)
     yield "ranks-near", add(ranks, lambda: near_case("float32", 1e-6), 0)

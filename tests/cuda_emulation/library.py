@@ -129,7 +129,9 @@ REQUESTS = {
     "pairwise_distance_backward": _request(
         "DistanceBackward", ("grad_distances", Matrix), *_pointers("grad_x", "grad_y")
     ),
-    "distance_mixture": _request("Mixture", *_LABELS, *_pointers("phi", "weights", "loss"), *_GRADS),
+    "distance_mixture": _request(
+        "Mixture", *_LABELS, *_pointers("phi", "weights", "loss"), *_GRADS, *_pointers("own")
+    ),
     "distance_statistics": _request("Statistics", *_LABELS, *_pointers("statistics")),
     "focal_weighting": _request(
         "Focal",

@@ -134,6 +134,8 @@ typedef struct ala_distance_mixture_request {
   void* grad_x;            /* optional [N, D]; symmetric: includes the rows' role as references */
   void* grad_y;            /* optional [M, D]; not written when symmetric */
   void* grad_phi;          /* optional [10] */
+  const int64_t* own;      /* optional [N]: the reference that is this anchor itself, and no pair of it; -1:
+                              none. Ignored when symmetric. On CPU only. */
 } ala_distance_mixture_request;
 
 ALA_API ala_status ala_distance_mixture_workspace(const ala_distance_mixture_request*, const ala_executor*,
