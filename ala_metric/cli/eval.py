@@ -101,12 +101,7 @@ def embed_test_split(
         ) from None
     workers = experiment.loader_workers(None, splits)
     model.to(shards.of_this_rank(experiment.pick_device(device)))
-
-    def outputs_of(images: Any) -> tuple[Tensor, Tensor]:
-        outputs, labels = experiment.embed(model, images, workers)
-        return outputs.cpu(), labels.cpu()
-
-    return splits, shards.embed(splits.test, outputs_of)
+    return splits, shards.embed(experiment.validating(model, splits.test, workers))
 
 
 def read_array(path: Path) -> Tensor:

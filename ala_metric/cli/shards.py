@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Subset
 
-from .. import metrics, ops
+from .. import metrics, ops, training
 from ..metrics.retrieval import check_depths, query_scores
 
 
@@ -48,18 +47,19 @@ def my_rows(total: int) -> list[Tensor]:
     return list(torch.arange(total).tensor_split(world()))
 
 
-def embed(images: Any, outputs_of: Callable[[Any], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Outputs and labels of all images on every rank; ``outputs_of`` computes those of this rank's part."""
+def embed(everything: training.Validation) -> tuple[Tensor, Tensor]:
+    """Outputs and labels of all images, on the CPU of every rank; each computes those of its part."""
     if world() == 1:
-        return outputs_of(images)
-    parts = my_rows(len(images))
-    outputs, _ = outputs_of(Subset(images, parts[dist.get_rank()].tolist()))
+        outputs, labels = everything()
+        return outputs.cpu(), labels.cpu()
+    parts = my_rows(len(everything.labels))
+    outputs = everything.subset(parts[dist.get_rank()])()[0].cpu()
     longest = max(map(len, parts))
     padded = outputs.new_zeros(longest, *outputs.shape[1:])
     padded[: len(outputs)] = outputs
     gathered = [torch.empty_like(padded) for _ in parts]
     dist.all_gather(gathered, padded)
-    return torch.cat([block[: len(rows)] for block, rows in zip(gathered, parts)]), images.labels
+    return torch.cat([block[: len(rows)] for block, rows in zip(gathered, parts)]), everything.labels
 
 
 def retrieval(
