@@ -29,6 +29,7 @@ def sanitizer(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # ThreadSanitizer takes five minutes on two idle cores
 def test_core_under_a_sanitizer(sanitizer: str) -> None:
     build = ROOT / "build" / f"sanitize-{sanitizer}"
     build.mkdir(parents=True, exist_ok=True)
