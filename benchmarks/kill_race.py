@@ -289,5 +289,6 @@ def main(arguments: list[str]) -> int:
     }
     print(json.dumps(report))
     if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
     return int(seen["races_with_other_numbers"] > 0 or not report["one_process_equals_two"])
