@@ -347,9 +347,10 @@ def test_gradients_are_as_exact_as_those_of_dense_float32(op: str) -> None:
             theirs = torch.autograd.grad(dense(x, labels), x)
             for k, found in enumerate((*ours, *theirs)):
                 errors[k] += (found.double() - expected).norm() / expected.norm() / 4
-        # Without AMX the products are float32's as theirs are, in another order: as good, not better.
-        # Baseline x86-64 has no fused multiply-add, which torch.mm uses here.
-        allowed = {"amx": 1, "baseline": 1.35}.get(_native.native_info().isa or "", 1.15)
+        # Without AMX the products are float32's as theirs are, in another order: as good, not better. Of 48
+        # seeds AVX2 has 0.97 to 1.03 of their error in focal weighting, and baseline x86-64, which has no
+        # fused multiply-add as torch.mm has it here, 1.02 to 1.10; four seeds are within a few percent.
+        allowed = {"amx": 1, "baseline": 1.2}.get(_native.native_info().isa or "", 1.1)
         assert errors[0] <= errors[1] * allowed, (n, d, errors)
 
 

@@ -45,7 +45,7 @@ def distance_mixture(
     wanted = _wanted(emb, ref_emb, phi)
     labels, ref_labels, own = labels.contiguous(), _packed(ref_labels), _packed(own)
     inputs = emb, labels, _parameters(phi), ref_emb, ref_labels, *wanted, precision, own
-    return _loss("distance_mixture", mean, any(wanted), *inputs)
+    return _loss("distance_mixture", mean, any(wanted), inputs, emb, ref_emb, phi)
 
 
 def focal_weighting(
@@ -63,7 +63,7 @@ def focal_weighting(
     wanted = _wanted(emb, ref_emb, phi)
     labels, ref_labels = labels.contiguous(), _packed(ref_labels)
     inputs = emb, labels, _parameters(phi), offset, ref_emb, ref_labels, *wanted, precision
-    return _loss("focal_weighting", mean, any(wanted), *inputs)
+    return _loss("focal_weighting", mean, any(wanted), inputs, emb, ref_emb, phi)
 
 
 def distance_statistics(
@@ -149,17 +149,25 @@ def _wanted(emb: Tensor, ref_emb: Tensor | None, phi: Tensor) -> tuple[bool, boo
     return emb.requires_grad, ref_emb is not None and ref_emb.requires_grad, phi.requires_grad
 
 
-def _loss(name: str, mean: bool, differentiable: bool, *inputs: Any) -> Tensor:
-    """First result of an operator. Outside of a trace its autograd is a plain Function: half the overhead.
+def _loss(
+    name: str, mean: bool, differentiable: bool, inputs: tuple[Any, ...], *sources: Tensor | None
+) -> Tensor:
+    """First result of an operator, or its mean.
 
-    One whose result is the mean knows without a look at the gradient that all anchors weigh the same.
+    Outside of a trace its autograd is a plain Function: half the overhead. ``sources``: what it is
+    differentiated by, in the order of the unit gradients.
     """
     result: Tensor
-    if differentiable and not torch.compiler.is_compiling():
-        result = _functions[name, mean].apply(*inputs)
+    if torch.compiler.is_compiling():
+        result = getattr(_ops, name)(*inputs)[0]
+    elif not differentiable:
+        result = _run(name, inputs)[0]
+    elif mean:
+        result = _Mean.apply(name, inputs, *sources)
         return result
-    losses = getattr(_ops, name)(*inputs)[0] if torch.compiler.is_compiling() else _run(name, inputs)[0]
-    return losses.mean() if mean else losses
+    else:
+        result = _functions[name].apply(*inputs)
+    return result.mean() if mean else result
 
 
 def _run(name: str, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -432,42 +440,47 @@ class _FocalWeighting(torch.autograd.Function):
         return _focal_weighting_backward(ctx, grad)
 
 
-class _MeanDistanceMixture(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        return _mean(ctx, _DistanceMixture.forward(ctx, *inputs))
+class _Mean(torch.autograd.Function):
+    """Mean of an operator's losses: all anchors weigh the same, so its gradients are scaled unit ones."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> Gradients:
-        return _distance_mixture_backward(ctx, _spread(ctx, grad))
-
-
-class _MeanFocalWeighting(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        return _mean(ctx, _FocalWeighting.forward(ctx, *inputs))
+    def forward(ctx: Any, name: str, inputs: tuple[Any, ...], *sources: Tensor | None) -> Tensor:
+        losses, *kept = _run(name, inputs)
+        ctx.name, ctx.anchors = name, losses.shape[0]
+        ctx.save_for_backward(*sources, *kept[-3:])
+        return losses.mean()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> Gradients:
-        return _focal_weighting_backward(ctx, _spread(ctx, grad))
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        # On CPU by a number; nothing waits for a GPU.
+        weight = (grad.item() if grad.is_cpu and type(grad) is Tensor else grad) / max(1, ctx.anchors)
+        saved = ctx.saved_tensors
+        sources, units = saved[:3], saved[3:]
+        wanted = zip(units, ctx.needs_input_grad[2:])
+        gradients = tuple(unit * weight if needed else None for unit, needed in wanted)
+        if torch.is_grad_enabled():  # a second derivative may follow
+            gradients = _Last.apply(ctx.name, gradients, grad, *sources)
+        return None, None, *gradients
 
 
-def _mean(ctx: Any, losses: Tensor) -> Tensor:
-    ctx.anchors = losses.shape[0]
-    return losses.mean()
+class _Last(torch.autograd.Function):
+    """Gradients that depend on the rest of the arguments, but refuse to tell how."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, gradients: Gradients, *_: Tensor | None) -> Gradients:
+        ctx.name = name
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise _no_second_derivative(ctx.name)
 
 
-def _spread(ctx: Any, grad: Tensor | None) -> Tensor | None:
-    """Gradient of each loss from that of their mean: one number, expanded, as :func:`_scaled` likes it."""
-    return None if grad is None else (grad / max(1, ctx.anchors)).expand(ctx.anchors)
+def _no_second_derivative(name: str) -> NotImplementedError:
+    return NotImplementedError(f"{name} is differentiable once; use impl='reference' for more")
 
 
-_functions = {
-    ("distance_mixture", False): _DistanceMixture,
-    ("distance_mixture", True): _MeanDistanceMixture,
-    ("focal_weighting", False): _FocalWeighting,
-    ("focal_weighting", True): _MeanFocalWeighting,
-}
+_functions = {"distance_mixture": _DistanceMixture, "focal_weighting": _FocalWeighting}
 
 
 def _register(
@@ -483,7 +496,7 @@ def _register(
         raise NotImplementedError(f"vmap over {name} is not supported; call the op once per batch")
 
     def no_second_derivative(*_: Any) -> Any:
-        raise NotImplementedError(f"{name} is differentiable once; use impl='reference' for more")
+        raise _no_second_derivative(name)
 
     torch.library.register_fake(f"ala_metric::{name}", shape)
     torch.library.register_vmap(f"ala_metric::{name}", no_vmap)

@@ -3,7 +3,9 @@
 //
 // [kLow, kHigh) is cut into 32 segments, eight to a factor of two, so that a segment is at most an eighth of
 // its distances. On each, the polynomial through the seven Chebyshev nodes is within 1e-9 of the mixture, its
-// slope within 1e-7. Two registers hold one coefficient of all segments, and one instruction looks 16 up.
+// slope within 1e-7. AVX-512 looks one coefficient of 16 distances up by one instruction, in two registers
+// that hold it for all segments; elsewhere each distance loads the row of its segment, and the rows are
+// transposed.
 #pragma once
 
 #include <cmath>
@@ -14,7 +16,7 @@
 namespace ala {
 namespace ALA_ISA {
 
-// Where a lookup would cost more than it saves.
+// Doubles: a table of their precision would be too long.
 template <class T>
 class CurveTable {
  public:
@@ -25,7 +27,6 @@ class CurveTable {
   static ALA_HD void evaluate(V, V&, V&) {}
 };
 
-#if defined(__AVX512F__)
 template <>
 class CurveTable<float> {
  public:
@@ -58,29 +59,31 @@ class CurveTable<float> {
       Wide::V scale = Wide::set(1);
       for (int k = 0; k < kTerms; ++k, scale /= half)
         for (int l = 0; l < Wide::kLanes; ++l)
-          coefficients_[k][(kFirst + first + l) % kSegments] = static_cast<float>(power[k][l] * scale[l]);
+          coefficient(k, (kFirst + first + l) % kSegments) = static_cast<float>(power[k][l] * scale[l]);
     }
   }
 
   static ALA_HD bool covers(V d) {
-    return S::both(S::less_equal(S::set(kLow), d), S::less(d, S::set(kHigh))) == S::every();
+    const auto inside = S::both(S::less_equal(S::set(kLow), d), S::less(d, S::set(kHigh)));
+    return S::lane_bits(inside) == S::lane_bits(S::every());
   }
 
   ALA_HD void evaluate(V d, V& value, V& slope) const {
-    const S::Bits bits = S::bits(d), segment = bits >> kShift;
+    const S::Bits bits = S::bits(d);
     const V t = d - S::from_bits((bits & -(1u << kShift)) | 1u << (kShift - 1));
-    value = look_up(segment, kTerms - 1);
-    slope = value;
+    V c[kRow];
+    look_up(bits >> kShift, c);
+    value = slope = c[kTerms - 1];
 #pragma GCC unroll 8
     for (int k = kTerms - 2; k > 0; --k) {
-      value = value * t + look_up(segment, k);
+      value = value * t + c[k];
       slope = slope * t + value;
     }
-    value = value * t + look_up(segment, 0);
+    value = value * t + c[0];
   }
 
  private:
-  static constexpr int kTerms = 7, kSegments = 32;
+  static constexpr int kTerms = 7, kRow = 8, kSegments = 32;
   static constexpr int kShift = 20;  // leaves the exponent and three bits of the mantissa
   static constexpr float kLow = 0.1875f, kHigh = 3.0f;
   static constexpr uint32_t kFirst = 0x3e400000u >> kShift;  // the bits of kLow
@@ -91,14 +94,63 @@ class CurveTable<float> {
     std::memcpy(&out, &bits, sizeof out);
     return static_cast<double>(out);
   }
-  ALA_HD V look_up(S::Bits segment, int k) const {
-    return (V)_mm512_permutex2var_ps((__m512)S::load(coefficients_[k]), (__m512i)segment,
-                                     (__m512)S::load(coefficients_[k] + S::kLanes));
+#if defined(__AVX512F__)
+  float& coefficient(int k, uint32_t segment) { return table_[k][segment]; }
+  ALA_HD void look_up(S::Bits segment, V (&c)[kRow]) const {
+#pragma GCC unroll 8
+    for (int k = 0; k < kTerms; ++k)
+      c[k] = (V)_mm512_permutex2var_ps((__m512)S::load(table_[k]), (__m512i)segment,
+                                       (__m512)S::load(table_[k] + S::kLanes));
   }
 
-  alignas(64) float coefficients_[kTerms][kSegments];
-};
+  alignas(64) float table_[kTerms][kSegments];
+#else
+  float& coefficient(int k, uint32_t segment) { return table_[segment][k]; }
+  ALA_HD void look_up(S::Bits segment, V (&c)[kRow]) const {
+    segment &= kSegments - 1;
+    uint32_t number[S::kLanes];
+    std::memcpy(number, &segment, sizeof segment);
+#if defined(__AVX2__)
+    // Lanes l and l + 4 side by side: two transpositions of 4 x 4 do for all eight coefficients.
+    __m256 half[kRow];
+#pragma GCC unroll 8
+    for (int l = 0; l < kRow; ++l) {
+      const int part = l / 4 * 4;
+      half[l] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(table_[number[l % 4]] + part)),
+                                     _mm_load_ps(table_[number[l % 4 + 4]] + part), 1);
+    }
+#pragma GCC unroll 2
+    for (int part = 0; part < kRow; part += 4) {
+      const __m256 low0 = _mm256_unpacklo_ps(half[part], half[part + 1]);
+      const __m256 high0 = _mm256_unpackhi_ps(half[part], half[part + 1]);
+      const __m256 low1 = _mm256_unpacklo_ps(half[part + 2], half[part + 3]);
+      const __m256 high1 = _mm256_unpackhi_ps(half[part + 2], half[part + 3]);
+      c[part] = (V)_mm256_shuffle_ps(low0, low1, 0x44);
+      c[part + 1] = (V)_mm256_shuffle_ps(low0, low1, 0xee);
+      c[part + 2] = (V)_mm256_shuffle_ps(high0, high1, 0x44);
+      c[part + 3] = (V)_mm256_shuffle_ps(high0, high1, 0xee);
+    }
+#else
+    static_assert(S::kLanes == 4 && kRow == 8);
+    V low[4], high[4];
+#pragma GCC unroll 4
+    for (int l = 0; l < 4; ++l) {
+      low[l] = S::load(table_[number[l]]);
+      high[l] = S::load(table_[number[l]] + 4);
+    }
+    S::transpose(low);
+    S::transpose(high);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      c[k] = low[k];
+      c[k + 4] = high[k];
+    }
 #endif
+  }
+
+  alignas(64) float table_[kSegments][kRow] = {};
+#endif
+};
 
 }  // namespace ALA_ISA
 }  // namespace ala

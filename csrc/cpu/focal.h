@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "cpu/classes.h"
+#include "cpu/column_sums.h"
 #include "cpu/kernels.h"
 #include "cpu/pair_tiles.h"
 
@@ -135,8 +136,8 @@ struct FocalNarrowSums {
     static constexpr bool kGradient = FocalNarrowSums::kGradient, kStores = FocalNarrowSums::kStores;
     Tile(FocalNarrowSums& op, int64_t, int64_t, int64_t i0, int64_t j0, int64_t, int64_t cols, bool)
         : data_(op.data), i0_(i0), j0_(j0), cols_(cols), exponent_(op.data, 0) {
-      std::memset(col_positive_, 0, sizeof col_positive_);
-      std::memset(col_negative_, 0, sizeof col_negative_);
+      col_positive_.clear();
+      col_negative_.clear();
     }
     ALA_HD void begin_row(int64_t i, int64_t, const typename PairTiles<T>::RowDistances& row) {
       row_ = i0_ + i;
@@ -154,22 +155,24 @@ struct FocalNarrowSums {
       if (__builtin_expect(S::any(same), 0)) {
         const V near = S::select(same, exponent_.exp(0, d, d_rest), V{});
         positive_ += near;
-        S::store(col_positive_ + v, S::load(col_positive_ + v) + near);
+        col_positive_.add(v, near);
         term = S::select(same, V{}, term);
       }
       negative_ += term;
-      S::store(col_negative_ + v, S::load(col_negative_ + v) + term);
+      col_negative_.add(v, term);
       return V{};
     }
-    ALA_HD void end_row(int64_t) {
+    ALA_HD void end_row(int64_t i) {
+      col_positive_.end_row(i, cols_);
+      col_negative_.end_row(i, cols_);
       data_.positive.sum[row_] += static_cast<double>(S::sum(positive_));
       data_.negative.sum[row_] += static_cast<double>(S::sum(negative_));
     }
     void finish(const T*) {
       if (!data_.symmetric) return;
       for (int64_t j = 0; j < cols_; ++j) {
-        data_.positive.sum[j0_ + j] += static_cast<double>(col_positive_[j]);
-        data_.negative.sum[j0_ + j] += static_cast<double>(col_negative_[j]);
+        data_.positive.sum[j0_ + j] += col_positive_.total(j);
+        data_.negative.sum[j0_ + j] += col_negative_.total(j);
       }
     }
 
@@ -180,7 +183,7 @@ struct FocalNarrowSums {
     FocalExponent<T> exponent_;
     typename S::I row_class_{};
     V positive_{}, negative_{};
-    T col_positive_[1024 / sizeof(T)], col_negative_[1024 / sizeof(T)];
+    ColumnSums<T> col_positive_, col_negative_;
   };
 };
 

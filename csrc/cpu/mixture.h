@@ -4,6 +4,7 @@
 
 #include "core/shapes.h"
 #include "cpu/classes.h"
+#include "cpu/column_sums.h"
 #include "cpu/curve_table.h"
 #include "cpu/kernels.h"
 #include "cpu/pair_tiles.h"
@@ -76,7 +77,7 @@ struct MixtureOp {
       col_mean_negative_ = data_.mean.column_negative(symmetric, j0);
       col_weight_positive_ = data_.weight.column_positive(symmetric, j0);
       col_weight_negative_ = data_.weight.column_negative(symmetric, j0);
-      std::memset(col_loss_, 0, sizeof col_loss_);
+      col_loss_.clear();
       for (auto& s : phi_sums_) s = V{};
       for (int k = 0; k < ALA_MIXTURE_PHI; ++k) phi_[k] = S::set(data_.phi[k]);
     }
@@ -141,15 +142,18 @@ struct MixtureOp {
       }
       if constexpr (kMasked) value = S::select(valid, value, V{});
       row_loss_ += row_mean * value;
-      S::store(col_loss_ + v, S::load(col_loss_ + v) + col_mean * value);
+      col_loss_.add(v, col_mean * value);
       return slope * inverse * weight;
     }
 
-    ALA_HD void end_row(int64_t) { data_.loss[row_] += static_cast<double>(S::sum(row_loss_)); }
+    ALA_HD void end_row(int64_t i) {
+      col_loss_.end_row(i, cols_);
+      data_.loss[row_] += static_cast<double>(S::sum(row_loss_));
+    }
 
     void finish(const T*) {
       if (data_.symmetric)
-        for (int64_t j = 0; j < cols_; ++j) data_.loss[j0_ + j] += static_cast<double>(col_loss_[j]);
+        for (int64_t j = 0; j < cols_; ++j) data_.loss[j0_ + j] += col_loss_.total(j);
       if (!kPhi) return;
       for (int k = 0; k < ALA_MIXTURE_PHI; ++k)
         data_.phi_sums[block_ * ALA_MIXTURE_PHI + k] += static_cast<double>(S::sum(phi_sums_[k]));
@@ -169,7 +173,7 @@ struct MixtureOp {
     typename S::I row_class_{};
     V row_loss_{};
     V phi_[ALA_MIXTURE_PHI], phi_sums_[ALA_MIXTURE_PHI];
-    T col_loss_[1024 / sizeof(T)];
+    ColumnSums<T> col_loss_;
     alignas(64) T value_[1024 / sizeof(T)], slope_[1024 / sizeof(T)];  // of the row, as if all were negatives
   };
 };

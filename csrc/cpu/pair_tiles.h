@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "core/shapes.h"
+#include "cpu/column_sums.h"
 #include "cpu/near_pairs.h"
 #include "cpu/points.h"
 #include "cpu/schedule.h"
@@ -119,8 +120,10 @@ class PairTiles {
       grad_y = grad_x;
     else
       grad_y.allocate(gy, y, arena);
+    if (symmetric) progress_.allocate(row_blocks(), arena);
     products_.allocate(streams_ ? block : y, row_block, col_block, streams_, workers.slots(), arena);
-    scratch_ = arena.array<T>(workers.slots() * kScratch);
+    keeps_ = !once && tiles() <= kMostKept / (tile_size() * static_cast<int64_t>(sizeof(T)));
+    scratch_ = arena.array<T>(keeps_ ? tiles() * tile_size() : workers.slots() * kScratch);
     slots_ = workers.slots();
   }
 
@@ -132,6 +135,7 @@ class PairTiles {
 
   void pack(const ala_matrix& mx, const ala_matrix& my, const Workers& workers) {
     products_.forget();
+    kept_ = false;
     if (!symmetric) x.pack(mx, workers);
     source_ = my;
     if (streams_)
@@ -148,7 +152,7 @@ class PairTiles {
     }
     const auto body = [&](int64_t I, int64_t J, int64_t slot) { visit_tile(op, I, J, slot); };
     if (symmetric)
-      visit_symmetric(row_blocks(), workers, body, group_size(row_blocks()));
+      visit_symmetric(row_blocks(), workers, body, group_size(row_blocks()), progress_);
     else if (x.count > 0 && y.count > 0 && !(Op::kGradient && grad_y.out))
       visit_rows(row_blocks(), col_blocks(), workers, body);
     else if (x.count > 0 && y.count > 0)
@@ -157,6 +161,7 @@ class PairTiles {
       grad_x.finish(x, workers);
       if (!symmetric) grad_y.finish(y, workers);
     }
+    kept_ = keeps_ && !Op::kGradient && !Op::kStores;
   }
 
   // Distances of one row of a tile; bit l of close[v / kLanes]: lane v + l is a near pair. In steps of their
@@ -170,6 +175,15 @@ class PairTiles {
 
  private:
   static constexpr int64_t kScratch = int64_t{Square::kSide} * Square::kStride;
+  // The products of a small batch stay for the next visit, if its tiles take no more bytes: half of an L2
+  // cache.
+  static constexpr int64_t kMostKept = 1 << 19;
+
+  int64_t tiles() const { return symmetric ? tile_number(0, col_blocks()) : row_blocks() * col_blocks(); }
+  int64_t tile_number(int64_t I, int64_t J) const {
+    return symmetric ? J * (J + 1) / 2 + I : I * col_blocks() + J;
+  }
+  int64_t tile_size() const { return row_block * Square::kStride; }
 
   // Depends on the shapes alone, so that the bits do not depend on the number of threads. Large blocks reuse
   // more of the caches; small ones leave enough of them for every thread.
@@ -186,23 +200,24 @@ class PairTiles {
   __attribute__((noinline)) void visit_tile(Op& op, int64_t I, int64_t J, int64_t slot) {
     const typename Products<T>::Type::Session session;
     static_cast<void>(session);
-    T* const tile = scratch_ + slot * kScratch;
+    T* const tile = scratch_ + (keeps_ ? tile_number(I, J) * tile_size() : slot * kScratch);
     const int64_t i0 = I * row_block, j0 = J * col_block;
     const int64_t rows = smaller(row_block, x.count - i0), cols = smaller(col_block, y.count - j0);
     const bool diagonal = symmetric && I == J;
     // The references from `y0` on are those of the tile.
     const Points<T>& references = streams_ ? window(J, slot) : y;
     const int64_t y0 = streams_ ? 0 : j0;
-    products_.dot_products(x, i0, round_up(rows, Square::kPanel), references, y0,
-                           round_up(cols, Square::kPanel), tile, diagonal, slot);
+    if (!kept_)
+      products_.dot_products(x, i0, round_up(rows, Square::kPanel), references, y0,
+                             round_up(cols, Square::kPanel), tile, diagonal, slot);
 
-    T col_weights[Square::kSide];
-    T* sums = nullptr;
+    ColumnSums<T> col_weights;
+    ColumnSums<T>* sums = nullptr;
     T* to_x = Op::kGradient ? grad_x.out : nullptr;
     T* to_y = Op::kGradient ? grad_y.out : nullptr;
     if (to_y) {
-      sums = col_weights;
-      std::memset(col_weights, 0, sizeof col_weights);
+      sums = &col_weights;
+      sums->clear();
     }
     typename Op::Tile state(op, I, J, i0, j0, rows, cols, diagonal);
     NearRow<T> near;
@@ -231,6 +246,7 @@ class PairTiles {
                             row_weight, sums, near);
       }
       state.end_row(i);
+      if (sums) sums->end_row(i, cols);
       if (Op::kGradient) {
         if (to_x) grad_x.weight_sums[i0 + i] += static_cast<double>(S::sum(row_weight));
         far_pairs -= near.count;
@@ -243,7 +259,7 @@ class PairTiles {
     state.finish(tile);
     if (!Op::kGradient) return;
     if (to_y)
-      for (int64_t j = 0; j < cols; ++j) grad_y.weight_sums[j0 + j] += static_cast<double>(col_weights[j]);
+      for (int64_t j = 0; j < cols; ++j) grad_y.weight_sums[j0 + j] += col_weights.total(j);
     if (far_pairs == 0) return;
     if (diagonal) Square::mirror(tile, rows);  // both ends of its pairs at once
     if (to_x)
@@ -292,7 +308,7 @@ class PairTiles {
 
   template <bool kMasked, class TileOf>
   ALA_HD void visit_lanes(TileOf& state, int v, Mask valid, const RowDistances& from, T* row, V& row_weight,
-                          T* col_weights, NearRow<T>& near) {
+                          ColumnSums<T>* col_weights, NearRow<T>& near) {
     V g = state.template pair<kMasked>(S::load(from.distance + v), S::load(from.inverse + v), v, valid);
     if constexpr (kMasked) g = S::select(valid, g, V{});
     if constexpr (TileOf::kGradient) {
@@ -302,7 +318,7 @@ class PairTiles {
         g = S::select(S::from_lane_bits(close), V{}, g);
       }
       row_weight += g;
-      if (col_weights) S::store(col_weights + v, S::load(col_weights + v) + g);
+      if (col_weights) col_weights->add(v, g);
     }
     if constexpr (TileOf::kGradient || TileOf::kStores) S::store(row + v, g);
   }
@@ -332,7 +348,8 @@ class PairTiles {
   }
 
   typename Products<T>::Type products_;
-  T* scratch_ = nullptr;
+  T* scratch_ = nullptr;               // a tile for each slot, or all tiles
+  bool keeps_ = false, kept_ = false;  // all tiles have room; and hold the products
   // References that only the tiles of few row blocks look at are packed when their block's turn comes: they
   // are in the caches then, and need no room of their own.
   static constexpr int64_t kStreamed = 2;
@@ -340,6 +357,7 @@ class PairTiles {
     Points<T> points;
     int64_t block = -1;
   };
+  Progress progress_;
   bool streams_ = false;
   Window* windows_ = nullptr;
   ala_matrix source_{};

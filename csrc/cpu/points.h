@@ -160,27 +160,38 @@ struct Points {
   template <class Also>
   void pack(const ala_matrix& m, const Workers& workers, const Also& also) {
     workers.run(padded / kPanel, [&](int64_t p, int64_t) {
-      for (int64_t i = p * kPanel; i < (p + 1) * kPanel; ++i) {
-        typename S::V sum{};
-        for (int64_t k = 0; k < width; k += kPanel) {
-          T* to = rows + (row(i) - rows) + offset(k);
-          const int64_t filled = i < count ? smaller(kPanel, dims - k) : 0;
-          if (filled == kPanel)
-            read_part(m, i, k, kPanel, to);  // of a length known when compiled
-          else if (filled)
-            read_part(m, i, k, filled, to);
-          for (int64_t c = filled; c < smaller(kPanel, width - k); ++c) to[c] = T(0);
-          for (int64_t c = 0; c < smaller(kPanel, width - k); c += S::kLanes)
-            sum += S::load(to + c) * S::load(to + c);
-        }
-        norms[i] = S::sum(sum);
-      }
+      for (int64_t i = p * kPanel; i < (p + 1) * kPanel; ++i) norms[i] = pack_row(m, i);
       if (panels) pack_panel(p);
       also(p);
     });
   }
 
  private:
+  // Returns its squared length.
+  T pack_row(const ala_matrix& m, int64_t i) {
+    T* const to = rows + (row(i) - rows);
+    const int64_t filled = i < count ? dims : 0;
+    const bool plain = i < count && m.dtype == (sizeof(T) == 4 ? ALA_F32 : ALA_F64) && m.col_stride == 1;
+    const T* const from = plain ? static_cast<const T*>(m.data) + i * m.row_stride : nullptr;
+    typename S::V sum[2] = {};
+    for (int64_t k = 0; k < width; k += kPanel) {
+      T* const slice = to + offset(k);
+      const int64_t here = smaller(kPanel, width - k), given = smaller(here, filled > k ? filled - k : 0);
+      if (given < kPanel) {
+        if (given) read_part(m, i, k, given, slice);
+        for (int64_t c = given; c < here; ++c) slice[c] = T(0);
+      } else if (plain) {
+        S::store(slice, S::load(from + k));
+        S::store(slice + S::kLanes, S::load(from + k + S::kLanes));
+      } else {
+        read_part(m, i, k, kPanel, slice);  // of a length known when compiled
+      }
+      sum[0] += S::load(slice) * S::load(slice);
+      if (here > S::kLanes) sum[1] += S::load(slice + S::kLanes) * S::load(slice + S::kLanes);
+    }
+    return S::sum(sum[0] + sum[1]);
+  }
+
   void pack_panel(int64_t p) {
     T* to = panels + p * kPanel * dims;
     for (int half = 0; half < 2; ++half) {

@@ -40,6 +40,7 @@ class RankTiles {
     counts.allocate(queries.padded, slots, arena);
     col_block_ = block_size(references);
     row_block_ = symmetric ? col_block_ : block_size(queries);
+    if (symmetric) progress_.allocate(row_blocks(), arena);
     longest_ = arena.array<float>(2 * (row_blocks() + col_blocks()));
   }
 
@@ -60,7 +61,7 @@ class RankTiles {
       visit_block(I, J, rows + 2 * I, cols + 2 * J, tiles + slot * kStrip * kStride, scratch[slot]);
     };
     if (symmetric)
-      visit_symmetric(row_blocks(), workers, body, group_size(row_blocks()));
+      visit_symmetric(row_blocks(), workers, body, group_size(row_blocks()), progress_);
     else
       visit_rows(workers, body);
     counts.finish();
@@ -134,6 +135,7 @@ class RankTiles {
 
   static constexpr float kLeastSlack = 1e-30f;  // products that underflow
   int64_t row_block_ = 0, col_block_ = 0;
+  Progress progress_;
   float* longest_ = nullptr;
   float per_product_ = 0, per_square_ = 0;
 };

@@ -1,11 +1,15 @@
-// The order in which block pairs are visited. Blocks of one round are disjoint, so each block's sums have one
-// owner at a time and one fixed order of additions: no locks, no per-thread copies, the same bits for any
-// number of threads.
+// The order in which block pairs are visited. Each block's sums have one owner at a time and one fixed order
+// of additions: no locks, no per-thread copies, the same bits for any number of threads.
 #pragma once
 
-#include <cstdint>
+#include <sched.h>
 
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/arena.h"
 #include "cpu/parallel.h"
+#include "cpu/points.h"
 
 namespace ala {
 namespace ALA_ISA {
@@ -27,32 +31,64 @@ inline int64_t group_size(int64_t blocks) {
   return blocks < 32 ? 1 : smaller(blocks / 16, 4);
 }
 
+// How many meetings each group of blocks has behind it.
+class Progress {
+ public:
+  void allocate(int64_t groups, Arena& arena) { done_ = arena.array<int32_t>(groups); }
+  void clear(int64_t groups) const { std::memset(done_, 0, static_cast<size_t>(groups) * sizeof(int32_t)); }
+  void wait(int64_t group, int64_t meetings) const {
+    for (int spins = 0; __atomic_load_n(done_ + group, __ATOMIC_ACQUIRE) < meetings;)
+      if (spins < kSpins)
+        ++spins;
+      else
+        sched_yield();
+  }
+  void reach(int64_t group, int64_t meetings) const {
+    __atomic_store_n(done_ + group, static_cast<int32_t>(meetings), __ATOMIC_RELEASE);
+  }
+
+ private:
+  static constexpr int kSpins = 1000;
+  int32_t* done_ = nullptr;
+};
+
 // Blocks against blocks of the same points, `group` of them at a time: first every group with itself, then a
 // round-robin tournament (circle method). body(I, J, slot) is called once for every unordered pair, I <= J.
+//
+// A group meets the others in the order of the rounds, but no round waits for the end of the last one: an
+// item of work is a chain of meetings, match m of round r, then match m - 1 of round r + 1 and so on, which
+// all have group r + m in common: it stays in the caches. A meeting waits until both its groups have had
+// theirs of the round before, which are in the same chain or in ones taken up earlier, so a wait always ends.
 template <class Body>
-void visit_symmetric(int64_t blocks, const Workers& workers, const Body& body, int64_t group = 1) {
+void visit_symmetric(int64_t blocks, const Workers& workers, const Body& body, int64_t group,
+                     const Progress& progress) {
   const int64_t groups = (blocks + group - 1) / group;
-  const auto meet = [&](int64_t a, int64_t b, int64_t slot) {
-    visit_groups(a, b, group, blocks, [&](int64_t I, int64_t J) { body(I, J, slot); });
-  };
-  workers.run(groups, [&](int64_t g, int64_t slot) { meet(g, g, slot); });
+  progress.clear(groups);
   const int64_t players = groups + groups % 2;  // an odd one sits out against a dummy
   const int64_t circle = players - 1, matches = players / 2;
+  const int64_t chains = groups > 1 ? circle + matches - 1 : 0;
   const auto play = [&](int64_t round, int64_t match, int64_t slot) {
-    const int64_t a = match == 0 ? circle : (round + match) % circle;
-    const int64_t b = match == 0 ? round : (round - match + circle) % circle;
-    if (a < groups && b < groups) meet(a < b ? a : b, a < b ? b : a, slot);
+    const int64_t one = match == 0 ? circle : (round + match) % circle;
+    const int64_t other = match == 0 ? round : (round - match + circle) % circle;
+    const int64_t a = smaller(one, other), b = one + other - a;
+    progress.wait(a, round + 1);
+    if (b < groups) {
+      progress.wait(b, round + 1);
+      visit_groups(a, b, group, blocks, [&](int64_t I, int64_t J) { body(I, J, slot); });
+      progress.reach(b, round + 2);
+    }
+    progress.reach(a, round + 2);
   };
-  if (workers.slots() == 1) {
-    // Match m of round r and match m - 1 of the next one share group r + m, and this order too keeps the
-    // rounds of every group in theirs.
-    for (int64_t shared = 0; shared < circle + matches - 1; ++shared)
-      for (int64_t match = smaller(shared, matches - 1); match >= 0 && shared - match < circle; --match)
-        play(shared - match, match, 0);
-    return;
-  }
-  for (int64_t round = 0; round < circle; ++round)
-    workers.run(matches, [&](int64_t match, int64_t slot) { play(round, match, slot); });
+  workers.run(groups + chains, [&](int64_t item, int64_t slot) {
+    if (item < groups) {
+      visit_groups(item, item, group, blocks, [&](int64_t I, int64_t J) { body(I, J, slot); });
+      progress.reach(item, 1);
+      return;
+    }
+    const int64_t shared = item - groups;
+    for (int64_t match = smaller(shared, matches - 1); match >= 0 && shared - match < circle; --match)
+      play(shared - match, match, slot);
+  });
 }
 
 // Every row block against every column block, where only sums of row blocks are kept. A row block meets the

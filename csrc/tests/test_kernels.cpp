@@ -6,31 +6,19 @@
 #include <cstring>
 #include <numeric>
 #include <random>
-#include <thread>
 
 #include "ala_metric/ala_metric.h"
 #include "check.h"
 #include "core/scalar_math.h"
 #include "core/shapes.h"
 #include "oracle.h"
+#include "threads.h"
 
 namespace {
 
 using oracle::Problem;
 using oracle::Vector;
-
-// ---- Threads ------------------------------------------------------------------------------------------
-
-struct Threads {
-  ala_executor executor;
-  explicit Threads(int64_t threads) : executor{nullptr, threads, run} {}
-  static void run(void*, int64_t n, ala_task task, void* context) {
-    std::vector<std::thread> pool;
-    for (int64_t t = 1; t < n; ++t) pool.emplace_back(task, context, t);
-    if (n > 0) task(context, 0);
-    for (auto& thread : pool) thread.join();
-  }
-};
+using test::Threads;
 
 // ---- Inputs -------------------------------------------------------------------------------------------
 
