@@ -116,6 +116,31 @@ def test_a_mean_of_its_own_makes_no_second_pass(name: str, monkeypatch: pytest.M
     assert emb.grad is not None
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_batched_backward_passes(name: str, reduction: str) -> None:
+    emb, labels = points(N, 15)
+    x = emb.clone().requires_grad_()
+    loss = getattr(ops, name)(x, labels, PHI[name], impl="native", reduction=reduction).sum()
+    plain = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    two = torch.stack([loss, 2 * loss])
+    (both,) = torch.autograd.grad(two, x, torch.eye(2, dtype=two.dtype), is_grads_batched=True)
+    close(both[0], plain)
+    close(both[1], 2 * plain)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_mean_of_its_own_keeps_no_constants(name: str) -> None:
+    (emb, labels), (ref, ref_labels) = points(N, 16), points(11, 17)
+    x = emb.clone().requires_grad_()
+    loss = getattr(ops, name)(
+        x, labels, PHI[name], ref_emb=ref, ref_labels=ref_labels, impl="native", reduction="mean"
+    )
+    ref.zero_()  # a queue that moves on
+    loss.backward()
+    assert x.grad is not None
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_mean_of_its_own_in_traces(name: str) -> None:
     emb, labels = points(N, 14, torch.float32)

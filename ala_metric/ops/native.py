@@ -333,6 +333,11 @@ def _pairwise_distance_backward(ctx: Any, grad: Tensor) -> Gradients:
     return _as(grad_x, x, x_grad), _as(grad_y, y, y_grad), None
 
 
+def _has_values(x: Tensor) -> bool:
+    """Whether it may be looked at: it is on CPU, and not of a trace or a batched backward pass."""
+    return x.is_cpu and type(x) is Tensor and not torch._C._functorch.is_batchedtensor(x)
+
+
 def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
     """Unit gradients times the weight that all anchors share, where that can be told without its values.
 
@@ -344,7 +349,7 @@ def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
         return None
     if grad.stride(0) == 0:
         weight = grad[0]
-    elif type(grad) is Tensor and grad.is_cpu:  # and holds values: it is not of a trace
+    elif _has_values(grad):
         weight, highest = torch.aminmax(grad)
         if weight.item() != highest.item():
             return None
@@ -441,30 +446,36 @@ class _FocalWeighting(torch.autograd.Function):
 
 
 class _Mean(torch.autograd.Function):
-    """Mean of an operator's losses: all anchors weigh the same, so its gradients are scaled unit ones."""
+    """Mean of an operator's losses: all anchors weigh the same, so its gradients are scaled unit ones.
+
+    ``inputs``, in a tuple, are not seen by autograd; ``sources`` are, for their gradients alone.
+    """
 
     @staticmethod
     def forward(ctx: Any, name: str, inputs: tuple[Any, ...], *sources: Tensor | None) -> Tensor:
         losses, *kept = _run(name, inputs)
         ctx.name, ctx.anchors = name, losses.shape[0]
-        ctx.save_for_backward(*sources, *kept[-3:])
+        wanted = ctx.needs_input_grad[2:]
+        ctx.save_for_backward(*(x if w else None for x, w in zip(sources, wanted)), *kept[-3:])
         return losses.mean()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
-        # On CPU by a number; nothing waits for a GPU.
-        weight = (grad.item() if grad.is_cpu and type(grad) is Tensor else grad) / max(1, ctx.anchors)
+        weight = grad / max(1, ctx.anchors)
         saved = ctx.saved_tensors
         sources, units = saved[:3], saved[3:]
         wanted = zip(units, ctx.needs_input_grad[2:])
         gradients = tuple(unit * weight if needed else None for unit, needed in wanted)
         if torch.is_grad_enabled():  # a second derivative may follow
-            gradients = _Last.apply(ctx.name, gradients, grad, *sources)
+            gradients = _Once.apply(ctx.name, gradients, grad, *sources)
         return None, None, *gradients
 
 
-class _Last(torch.autograd.Function):
-    """Gradients that depend on the rest of the arguments, but refuse to tell how."""
+class _Once(torch.autograd.Function):
+    """Gradients that depend on the rest of the arguments, but refuse to tell how.
+
+    (``once_differentiable`` notices only a gradient of the result that itself needs one.)
+    """
 
     @staticmethod
     def forward(ctx: Any, name: str, gradients: Gradients, *_: Tensor | None) -> Gradients:

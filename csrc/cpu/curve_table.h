@@ -83,7 +83,7 @@ class CurveTable<float> {
   }
 
  private:
-  static constexpr int kTerms = 7, kRow = 8, kSegments = 32;
+  static constexpr int kTerms = 7, kRow = 8, kSegments = 32;  // an eighth term pads the rows
   static constexpr int kShift = 20;  // leaves the exponent and three bits of the mantissa
   static constexpr float kLow = 0.1875f, kHigh = 3.0f;
   static constexpr uint32_t kFirst = 0x3e400000u >> kShift;  // the bits of kLow
@@ -112,19 +112,19 @@ class CurveTable<float> {
     std::memcpy(number, &segment, sizeof segment);
 #if defined(__AVX2__)
     // Lanes l and l + 4 side by side: two transpositions of 4 x 4 do for all eight coefficients.
-    __m256 half[kRow];
+    __m256 pairs[kRow];
 #pragma GCC unroll 8
     for (int l = 0; l < kRow; ++l) {
       const int part = l / 4 * 4;
-      half[l] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(table_[number[l % 4]] + part)),
-                                     _mm_load_ps(table_[number[l % 4 + 4]] + part), 1);
+      pairs[l] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(table_[number[l % 4]] + part)),
+                                      _mm_load_ps(table_[number[l % 4 + 4]] + part), 1);
     }
 #pragma GCC unroll 2
     for (int part = 0; part < kRow; part += 4) {
-      const __m256 low0 = _mm256_unpacklo_ps(half[part], half[part + 1]);
-      const __m256 high0 = _mm256_unpackhi_ps(half[part], half[part + 1]);
-      const __m256 low1 = _mm256_unpacklo_ps(half[part + 2], half[part + 3]);
-      const __m256 high1 = _mm256_unpackhi_ps(half[part + 2], half[part + 3]);
+      const __m256 low0 = _mm256_unpacklo_ps(pairs[part], pairs[part + 1]);
+      const __m256 high0 = _mm256_unpackhi_ps(pairs[part], pairs[part + 1]);
+      const __m256 low1 = _mm256_unpacklo_ps(pairs[part + 2], pairs[part + 3]);
+      const __m256 high1 = _mm256_unpackhi_ps(pairs[part + 2], pairs[part + 3]);
       c[part] = (V)_mm256_shuffle_ps(low0, low1, 0x44);
       c[part + 1] = (V)_mm256_shuffle_ps(low0, low1, 0xee);
       c[part + 2] = (V)_mm256_shuffle_ps(high0, high1, 0x44);

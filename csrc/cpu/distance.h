@@ -51,7 +51,7 @@ ala_status pairwise_distance(const ala_pairwise_distance_request& r, const Call&
   Workers workers(call.executor);
   Arena arena(call.workspace, call.workspace_bytes);
   PairTiles<T> tiles;
-  tiles.allocate(r.x, r.y, r.symmetric != 0, nullptr, nullptr, true, workers, arena);
+  tiles.allocate(r.x, r.y, r.symmetric != 0, nullptr, nullptr, PairTiles<T>::Visits::once, workers, arena);
   if (call.bytes) return *call.bytes = arena.bytes_with_slack(), ALA_OK;
   if (!arena.fits()) return ALA_WORKSPACE_TOO_SMALL;
 
@@ -107,8 +107,8 @@ ala_status pairwise_distance_backward(const ala_pairwise_distance_backward_reque
   Workers workers(call.executor);
   Arena arena(call.workspace, call.workspace_bytes);
   PairTiles<T> tiles;
-  tiles.allocate(r.x, r.y, r.symmetric != 0, static_cast<T*>(r.grad_x), static_cast<T*>(r.grad_y), true,
-                 workers, arena);
+  tiles.allocate(r.x, r.y, r.symmetric != 0, static_cast<T*>(r.grad_x), static_cast<T*>(r.grad_y),
+                 PairTiles<T>::Visits::once, workers, arena);
   if (call.bytes) return *call.bytes = arena.bytes_with_slack(), ALA_OK;
   if (!arena.fits()) return ALA_WORKSPACE_TOO_SMALL;
 

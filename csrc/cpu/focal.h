@@ -30,9 +30,8 @@ struct ExponentialSums {
     std::memset(shift, 0, static_cast<size_t>(n) * sizeof(T));
     std::memset(sum, 0, static_cast<size_t>(n) * sizeof(double));
   }
-  void add(int64_t i, T terms_shift, T terms) {
-    sum[i] = sum[i] * ::exp(static_cast<double>(shift[i]) - static_cast<double>(terms_shift)) +
-             static_cast<double>(terms);
+  void add(int64_t i, T terms_shift, double terms) {
+    sum[i] = sum[i] * ::exp(static_cast<double>(shift[i]) - static_cast<double>(terms_shift)) + terms;
     shift[i] = terms_shift;
   }
   // log(1 + sum of exponentials)
@@ -253,7 +252,8 @@ struct FocalWideSums {
           for (int64_t i = 0; i < rows_; ++i)
             largest_[0][c][i] = largest_[1][c][i] =
                 largest_[0][c][i] > largest_[1][c][i] ? largest_[0][c][i] : largest_[1][c][i];
-      T col_sums[2][kSide] = {};
+      ColumnSums<T> col_sums[2];
+      for (auto& column : col_sums) column.clear();
       for (int64_t i = 0; i < rows_; ++i) {
         row_class_ = S::set_int(data_.classes.anchor[i0_ + i]);
         V row_sums[2] = {V{}, V{}};
@@ -270,15 +270,17 @@ struct FocalWideSums {
             if (!S::any(kind[c])) continue;
             row_sums[c] += S::select(kind[c], M::exp(e - S::set(largest_[0][c][i])), V{});
             if (both_ends)
-              S::store(col_sums[c] + v, S::load(col_sums[c] + v) +
-                                            S::select(kind[c], M::exp(e - S::load(largest_[1][c] + v)), V{}));
+              col_sums[c].add(v, S::select(kind[c], M::exp(e - S::load(largest_[1][c] + v)), V{}));
           }
         }
-        for (int c = 0; c < 2; ++c) sums[c]->add(i0_ + i, largest_[0][c][i], S::sum(row_sums[c]));
+        for (int c = 0; c < 2; ++c) {
+          col_sums[c].end_row(i, cols_);
+          sums[c]->add(i0_ + i, largest_[0][c][i], static_cast<double>(S::sum(row_sums[c])));
+        }
       }
       if (both_ends)
         for (int c = 0; c < 2; ++c)
-          for (int64_t j = 0; j < cols_; ++j) sums[c]->add(j0_ + j, largest_[1][c][j], col_sums[c][j]);
+          for (int64_t j = 0; j < cols_; ++j) sums[c]->add(j0_ + j, largest_[1][c][j], col_sums[c].total(j));
     }
 
    private:
@@ -402,8 +404,10 @@ ala_status focal_weighting(const ala_focal_weighting_request& r, const Call& cal
   Arena arena(call.workspace, call.workspace_bytes);
   PairTiles<T> tiles;
   FocalData<T> data;
-  tiles.allocate(r.x, r.y, r.symmetric != 0, static_cast<T*>(r.grad_x), static_cast<T*>(r.grad_y), false,
-                 workers, arena);
+  using Visits = typename PairTiles<T>::Visits;
+  const bool gradient = r.grad_phi || r.grad_x || (!r.symmetric && r.grad_y);
+  tiles.allocate(r.x, r.y, r.symmetric != 0, static_cast<T*>(r.grad_x), static_cast<T*>(r.grad_y),
+                 gradient && !r.lse_given ? Visits::twice : Visits::any, workers, arena);
   data.allocate(tiles, arena);
   if (call.bytes) return *call.bytes = arena.bytes_with_slack(), ALA_OK;
   if (!arena.fits()) return ALA_WORKSPACE_TOO_SMALL;
@@ -447,7 +451,7 @@ ala_status focal_weighting(const ala_focal_weighting_request& r, const Call& cal
     visit_focal_gradient<T, true, true>(data, tiles, workers);
   else if (r.grad_phi)
     visit_focal_gradient<T, false, true>(data, tiles, workers);
-  else if (r.grad_x || (!r.symmetric && r.grad_y)) {
+  else if (gradient) {
     if (data.wide)
       visit_focal_gradient<T, true, false>(data, tiles, workers);
     else

@@ -190,8 +190,8 @@ ala_status distance_mixture(const ala_distance_mixture_request& r, const Call& c
   Arena arena(call.workspace, call.workspace_bytes);
   PairTiles<T> tiles;
   MixtureData<T> data;
-  tiles.allocate(r.x, r.y, r.symmetric != 0, static_cast<T*>(r.grad_x), static_cast<T*>(r.grad_y), true,
-                 workers, arena);
+  tiles.allocate(r.x, r.y, r.symmetric != 0, static_cast<T*>(r.grad_x), static_cast<T*>(r.grad_y),
+                 PairTiles<T>::Visits::once, workers, arena);
   data.allocate(tiles, arena);
   if (call.bytes) return *call.bytes = arena.bytes_with_slack(), ALA_OK;
   if (!arena.fits()) return ALA_WORKSPACE_TOO_SMALL;
@@ -243,7 +243,7 @@ ala_status distance_statistics(const ala_distance_statistics_request& r, const C
   Arena arena(call.workspace, call.workspace_bytes);
   PairTiles<T> tiles;
   MixtureData<T> data;
-  tiles.allocate(r.x, r.y, r.symmetric != 0, nullptr, nullptr, true, workers, arena);
+  tiles.allocate(r.x, r.y, r.symmetric != 0, nullptr, nullptr, PairTiles<T>::Visits::once, workers, arena);
   data.allocate(tiles, arena);
   if (call.bytes) return *call.bytes = arena.bytes_with_slack(), ALA_OK;
   if (!arena.fits()) return ALA_WORKSPACE_TOO_SMALL;

@@ -91,9 +91,11 @@ class PairTiles {
   GradientSink<T> grad_x, grad_y;
   const int64_t* own = nullptr;  // not symmetric: of each row of x the row of y that is no pair of it, or -1
 
-  // Cuts everything the walk needs out of the arena. gx, gy: gradients wanted, or NULL. once: there is one
-  // visit, and nobody asks for y but that.
-  void allocate(const ala_matrix& mx, const ala_matrix& my, bool is_symmetric, T* gx, T* gy, bool once,
+  // once: there is one visit, and nobody asks for y but that. twice: a second visit takes the products again.
+  enum class Visits { once, any, twice };
+
+  // Cuts everything the walk needs out of the arena. gx, gy: gradients wanted, or NULL.
+  void allocate(const ala_matrix& mx, const ala_matrix& my, bool is_symmetric, T* gx, T* gy, Visits visits,
                 const Workers& workers, Arena& arena) {
     symmetric = is_symmetric;
     x.allocate(mx, arena, Products<T>::Type::kLayout);
@@ -104,7 +106,8 @@ class PairTiles {
     col_block = block_size(y.count, y.dims);
     row_block = symmetric ? col_block : block_size(x.count, x.dims);
     // With one thread a column block is packed once either way, else once for each row block.
-    streams_ = once && !symmetric && !gy && (workers.slots() == 1 || row_blocks() <= kStreamed);
+    streams_ =
+        visits == Visits::once && !symmetric && !gy && (workers.slots() == 1 || row_blocks() <= kStreamed);
     Points<T> block;
     if (streams_) {
       windows_ = arena.array<Window>(workers.slots());
@@ -122,8 +125,9 @@ class PairTiles {
       grad_y.allocate(gy, y, arena);
     if (symmetric) progress_.allocate(row_blocks(), arena);
     products_.allocate(streams_ ? block : y, row_block, col_block, streams_, workers.slots(), arena);
-    keeps_ = !once && tiles() <= kMostKept / (tile_size() * static_cast<int64_t>(sizeof(T)));
-    scratch_ = arena.array<T>(keeps_ ? tiles() * tile_size() : workers.slots() * kScratch);
+    keeps_all_ =
+        visits == Visits::twice && tiles() <= kMostKept / (tile_size() * static_cast<int64_t>(sizeof(T)));
+    scratch_ = arena.array<T>(keeps_all_ ? tiles() * tile_size() : workers.slots() * kScratch);
     slots_ = workers.slots();
   }
 
@@ -135,7 +139,7 @@ class PairTiles {
 
   void pack(const ala_matrix& mx, const ala_matrix& my, const Workers& workers) {
     products_.forget();
-    kept_ = false;
+    products_there_ = false;
     if (!symmetric) x.pack(mx, workers);
     source_ = my;
     if (streams_)
@@ -161,7 +165,7 @@ class PairTiles {
       grad_x.finish(x, workers);
       if (!symmetric) grad_y.finish(y, workers);
     }
-    kept_ = keeps_ && !Op::kGradient && !Op::kStores;
+    products_there_ = keeps_all_ && !Op::kGradient && !Op::kStores;
   }
 
   // Distances of one row of a tile; bit l of close[v / kLanes]: lane v + l is a near pair. In steps of their
@@ -175,9 +179,8 @@ class PairTiles {
 
  private:
   static constexpr int64_t kScratch = int64_t{Square::kSide} * Square::kStride;
-  // The products of a small batch stay for the next visit, if its tiles take no more bytes: half of an L2
-  // cache.
-  static constexpr int64_t kMostKept = 1 << 19;
+  // Small batches keep their products between two visits: at most this many bytes, which an L2 cache holds.
+  static constexpr int64_t kMostKept = 1 << 18;
 
   int64_t tiles() const { return symmetric ? tile_number(0, col_blocks()) : row_blocks() * col_blocks(); }
   int64_t tile_number(int64_t I, int64_t J) const {
@@ -200,14 +203,14 @@ class PairTiles {
   __attribute__((noinline)) void visit_tile(Op& op, int64_t I, int64_t J, int64_t slot) {
     const typename Products<T>::Type::Session session;
     static_cast<void>(session);
-    T* const tile = scratch_ + (keeps_ ? tile_number(I, J) * tile_size() : slot * kScratch);
+    T* const tile = scratch_ + (keeps_all_ ? tile_number(I, J) * tile_size() : slot * kScratch);
     const int64_t i0 = I * row_block, j0 = J * col_block;
     const int64_t rows = smaller(row_block, x.count - i0), cols = smaller(col_block, y.count - j0);
     const bool diagonal = symmetric && I == J;
     // The references from `y0` on are those of the tile.
     const Points<T>& references = streams_ ? window(J, slot) : y;
     const int64_t y0 = streams_ ? 0 : j0;
-    if (!kept_)
+    if (!products_there_)
       products_.dot_products(x, i0, round_up(rows, Square::kPanel), references, y0,
                              round_up(cols, Square::kPanel), tile, diagonal, slot);
 
@@ -348,8 +351,9 @@ class PairTiles {
   }
 
   typename Products<T>::Type products_;
-  T* scratch_ = nullptr;               // a tile for each slot, or all tiles
-  bool keeps_ = false, kept_ = false;  // all tiles have room; and hold the products
+  T* scratch_ = nullptr;         // a tile for each slot, or all tiles
+  bool keeps_all_ = false;       // the latter
+  bool products_there_ = false;  // which hold the products
   // References that only the tiles of few row blocks look at are packed when their block's turn comes: they
   // are in the caches then, and need no room of their own.
   static constexpr int64_t kStreamed = 2;

@@ -26,10 +26,11 @@ class Workers {
   }
 
   // body(item, slot) for every item; items sharing a slot < slots() never run at once. Items are taken from a
-  // shared counter, so nothing that reaches a result may depend on the slot.
+  // shared counter, so nothing that reaches a result may depend on the slot. most: threads worth starting.
   template <class Body>
-  void run(int64_t items, const Body& body) const {
-    const int64_t tasks = slots() < items ? slots() : items;
+  void run(int64_t items, const Body& body, int64_t most = INT64_MAX) const {
+    int64_t tasks = slots() < items ? slots() : items;
+    if (tasks > most) tasks = most;
     if (tasks <= 1) {
       for (int64_t item = 0; item < items; ++item) body(item, int64_t{0});
       return;

@@ -171,11 +171,12 @@ struct Points {
   T pack_row(const ala_matrix& m, int64_t i) {
     T* const to = rows + (row(i) - rows);
     const int64_t filled = i < count ? dims : 0;
-    const bool plain = i < count && m.dtype == (sizeof(T) == 4 ? ALA_F32 : ALA_F64) && m.col_stride == 1;
+    const bool plain = filled > 0 && m.dtype == (sizeof(T) == 4 ? ALA_F32 : ALA_F64) && m.col_stride == 1;
     const T* const from = plain ? static_cast<const T*>(m.data) + i * m.row_stride : nullptr;
     typename S::V sum[2] = {};
     for (int64_t k = 0; k < width; k += kPanel) {
       T* const slice = to + offset(k);
+      // only the last slice of Layout::kRows may be half a panel
       const int64_t here = smaller(kPanel, width - k), given = smaller(here, filled > k ? filled - k : 0);
       if (given < kPanel) {
         if (given) read_part(m, i, k, given, slice);

@@ -31,24 +31,33 @@ inline int64_t group_size(int64_t blocks) {
   return blocks < 32 ? 1 : smaller(blocks / 16, 4);
 }
 
-// How many meetings each group of blocks has behind it.
+// How many meetings each group of blocks has behind it; the first is that with itself.
 class Progress {
  public:
   void allocate(int64_t groups, Arena& arena) { done_ = arena.array<int32_t>(groups); }
   void clear(int64_t groups) const { std::memset(done_, 0, static_cast<size_t>(groups) * sizeof(int32_t)); }
   void wait(int64_t group, int64_t meetings) const {
     for (int spins = 0; __atomic_load_n(done_ + group, __ATOMIC_ACQUIRE) < meetings;)
-      if (spins < kSpins)
-        ++spins;
-      else
+      if (spins == kSpins) {
         sched_yield();
+      } else {
+        ++spins;
+        pause();
+      }
   }
   void reach(int64_t group, int64_t meetings) const {
     __atomic_store_n(done_ + group, static_cast<int32_t>(meetings), __ATOMIC_RELEASE);
   }
 
  private:
-  static constexpr int kSpins = 1000;
+  static constexpr int kSpins = 200;
+  static ALA_HD void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
   int32_t* done_ = nullptr;
 };
 
@@ -58,7 +67,9 @@ class Progress {
 // A group meets the others in the order of the rounds, but no round waits for the end of the last one: an
 // item of work is a chain of meetings, match m of round r, then match m - 1 of round r + 1 and so on, which
 // all have group r + m in common: it stays in the caches. A meeting waits until both its groups have had
-// theirs of the round before, which are in the same chain or in ones taken up earlier, so a wait always ends.
+// theirs of the round before: one in match m + 1, the meeting before in this chain, the other in match m - 1,
+// two chains earlier; at the ends of a chain in the chain before. Items are taken in order, so a wait always
+// ends.
 template <class Body>
 void visit_symmetric(int64_t blocks, const Workers& workers, const Body& body, int64_t group,
                      const Progress& progress) {
@@ -79,16 +90,19 @@ void visit_symmetric(int64_t blocks, const Workers& workers, const Body& body, i
     }
     progress.reach(a, round + 2);
   };
-  workers.run(groups + chains, [&](int64_t item, int64_t slot) {
-    if (item < groups) {
-      visit_groups(item, item, group, blocks, [&](int64_t I, int64_t J) { body(I, J, slot); });
-      progress.reach(item, 1);
-      return;
-    }
-    const int64_t shared = item - groups;
-    for (int64_t match = smaller(shared, matches - 1); match >= 0 && shared - match < circle; --match)
-      play(shared - match, match, slot);
-  });
+  workers.run(
+      groups + chains,
+      [&](int64_t item, int64_t slot) {
+        if (item < groups) {
+          visit_groups(item, item, group, blocks, [&](int64_t I, int64_t J) { body(I, J, slot); });
+          progress.reach(item, 1);
+          return;
+        }
+        const int64_t shared = item - groups;
+        for (int64_t match = smaller(shared, matches - 1); match >= 0 && shared - match < circle; --match)
+          play(shared - match, match, slot);
+      },
+      matches > 2 ? matches : 2);  // more threads would only wait
 }
 
 // Every row block against every column block, where only sums of row blocks are kept. A row block meets the

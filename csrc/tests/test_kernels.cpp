@@ -81,7 +81,7 @@ struct Stored {
           value = dtype == ALA_F16 ? from_half(half) : from_bfloat(half);
         }
       }
-    view.data = bytes.data() + start * size;
+    view.data = rows * cols > 0 ? bytes.data() + start * size : nullptr;  // as the header allows
   }
 };
 
@@ -332,6 +332,11 @@ void test_shapes_and_dtypes() {
                       kLayouts[seed / 3 % 4], Kind::unit);
         check_problem(p, ALA_F32, kLayouts[seed / 5 % 4], Kind::unit);
       }
+  // No dimensions: no rows to point to.
+  for (const auto& size : sizes)
+    for (ala_dtype dtype : {ALA_F32, ALA_F64})
+      check_problem(random_problem(size[0], size[1], 0, 5, Kind::unit, 1), dtype, Layout::contiguous,
+                    Kind::unit);
   // Deeper than one pass of the micro-kernel; several blocks.
   check_problem(random_problem(150, -1, 523, 40, Kind::unit, ++seed), ALA_F32, Layout::contiguous,
                 Kind::unit);
@@ -525,30 +530,41 @@ void test_ranks() {
 
 // ---- Threads, NaN, arguments --------------------------------------------------------------------------
 
+template <class T>
+void check_same_bits(Problem&& p) {
+  const ala_dtype dtype = sizeof(T) == 4 ? ALA_F32 : ALA_F64;
+  const Stored x(p.x, p.n, p.dims, dtype, Layout::contiguous);
+  const Stored y(p.y, p.symmetric ? 0 : p.m, p.dims, dtype, Layout::contiguous);
+  const std::vector<T> weights(p.weights.begin(), p.weights.end());
+  Outputs<T> mixture(p, 10), focal(p, 2);
+  for (int64_t threads : {1, 2, 3, 8}) {
+    const Threads pool(threads);
+    Outputs<T> got(p, 10), got_focal(p, 2);
+    CALL(distance_mixture,
+         labelled_request<ala_distance_mixture_request>(p, x.view, y.view, weights, kAllShapes, got, true),
+         &pool.executor);
+    const Vector phi = {2, 8};
+    auto request =
+        labelled_request<ala_focal_weighting_request>(p, x.view, y.view, weights, phi, got_focal, true);
+    request.offset = 1;
+    CALL(focal_weighting, request, &pool.executor);
+    if (threads == 1)
+      mixture = got, focal = got_focal;
+    else
+      CHECK(got == mixture && got_focal == focal);
+  }
+}
+
 void test_same_bits_for_any_threads() {
   test::context = "threads";
-  for (int64_t m : {int64_t{-1}, int64_t{331}}) {
-    Problem p = random_problem(421, m, 40, 50, Kind::near_duplicates, 5);
-    const Stored x(p.x, p.n, p.dims, ALA_F32, Layout::contiguous);
-    const Stored y(p.y, p.symmetric ? 0 : p.m, p.dims, ALA_F32, Layout::contiguous);
-    const std::vector<float> weights(p.weights.begin(), p.weights.end());
-    Outputs<float> mixture(p, 10), focal(p, 2);
-    for (int64_t threads : {1, 2, 3, 8}) {
-      const Threads pool(threads);
-      Outputs<float> got(p, 10), got_focal(p, 2);
-      CALL(distance_mixture,
-           labelled_request<ala_distance_mixture_request>(p, x.view, y.view, weights, kAllShapes, got, true),
-           &pool.executor);
-      const Vector phi = {2, 8};
-      auto request =
-          labelled_request<ala_focal_weighting_request>(p, x.view, y.view, weights, phi, got_focal, true);
-      request.offset = 1;
-      CALL(focal_weighting, request, &pool.executor);
-      if (threads == 1)
-        mixture = got, focal = got_focal;
-      else
-        CHECK(got == mixture && got_focal == focal);
-    }
+  // Focal weighting keeps the products of the last two for its second visit.
+  const int64_t sizes[][3] = {{421, -1, 40}, {421, 331, 40}, {250, -1, 150}, {120, 130, 300}};
+  for (const auto& size : sizes) {
+    const auto problem = [&] {
+      return random_problem(size[0], size[1], size[2], 50, Kind::near_duplicates, 5);
+    };
+    check_same_bits<float>(problem());
+    check_same_bits<double>(problem());
   }
 }
 

@@ -167,7 +167,7 @@ void run_on_cuda(const Request& request, const Tensor& like, int64_t precision,
 // rows a sixth of its kernel's time. Larger ones are torch's, and gone after the call.
 class SmallWorkspace {
  public:
-  static constexpr int64_t kMost = 1 << 20;
+  static constexpr int64_t kMost = 3 << 19;
   void* of(int64_t bytes) {
     if (bytes > bytes_) {
       memory_.reset(::operator new(static_cast<size_t>(bytes), kAlignment));
