@@ -335,7 +335,7 @@ def _pairwise_distance_backward(ctx: Any, grad: Tensor) -> Gradients:
 
 def _has_values(x: Tensor) -> bool:
     """Whether it may be looked at: it is on CPU, and not of a trace or a batched backward pass."""
-    return x.is_cpu and type(x) is Tensor and not torch._C._functorch.is_batchedtensor(x)
+    return type(x) is Tensor and x.is_cpu and not torch._C._functorch.is_batchedtensor(x)
 
 
 def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
