@@ -335,7 +335,10 @@ def _pairwise_distance_backward(ctx: Any, grad: Tensor) -> Gradients:
 
 def _has_values(x: Tensor) -> bool:
     """Whether it may be looked at: it is on CPU, and not of a trace or a batched backward pass."""
-    return type(x) is Tensor and x.is_cpu and not torch._C._functorch.is_batchedtensor(x)
+    if type(x) is not Tensor or not x.is_cpu:
+        return False
+    functorch = torch._C._functorch
+    return not (functorch.is_batchedtensor(x) or functorch.is_legacy_batchedtensor(x))
 
 
 def _scaled(grad: Tensor, units: list[Tensor]) -> tuple[Tensor, ...] | None:
