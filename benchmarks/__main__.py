@@ -15,7 +15,9 @@ BENCHMARKS = {
     "kernels": "fused pair losses against torch.compile, dense PyTorch and pytorch-metric-learning",
     "precision": "errors of TF32 and bfloat16 products, on the emulated CUDA kernels",
     "ptxas": "registers, spills and shared memory of the CUDA kernels, from the compiler",
+    "small_batches": "where the time of a small batch goes, and peers of pytorch-metric-learning",
     "study": "adaptive losses against every control at equal compute",
+    "threads": "fused pair losses with all threads against one, and what the machine has to give",
     "vectorised": "arms of a race that train at once against arms in turn",
 }
 

@@ -38,6 +38,7 @@ class AdaptivePairLoss(BaseMetricLossFunction):
     """A pytorch-metric-learning loss with a parameter buffer ``phi`` that a controller may move."""
 
     phi: Tensor
+    reducer: Any  # of pytorch-metric-learning
     phi_spec: tuple[PhiSpec, ...]
     statistics_width = 1
     precision: Precision = "fp32"
@@ -62,6 +63,12 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         self.phi_spec = phi_spec
         self.register_buffer("phi", torch.zeros(len(phi_spec)))
         self.set_phi(_as_phi(phi))
+
+    def set_reducer(self, reducer: Any) -> None:
+        """Take a reducer of pytorch-metric-learning, for each of the sub-losses."""
+        super().set_reducer(reducer)
+        if self.reducer is not reducer and type(self.reducer) is MultipleReducers:
+            self.reducer = _Reducers(self.reducer.reducers)
 
     def extra_repr(self) -> str:
         """How the pairs are computed, for ``repr``."""
@@ -151,7 +158,7 @@ class AdaptivePairLoss(BaseMetricLossFunction):
 
     def _reduction(self) -> Reduction:
         """A mean where the reducer makes a plain one of the losses and keeps no statistics of them."""
-        reducer: Any = self.reducer
+        reducer = self.reducer
         if isinstance(reducer, MultipleReducers):
             reducer = dict(reducer.reducers).get("loss")
         return "mean" if type(reducer) is MeanReducer and not reducer.collect_stats else "none"
@@ -202,6 +209,16 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         if losses.ndim == 0:
             return {"loss": {"losses": losses, "indices": None, "reduction_type": "already_reduced"}}
         return {"loss": term(losses, torch.arange(losses.shape[0], device=losses.device), "element")}
+
+
+class _Reducers(MultipleReducers):
+    """One reducer for each sub-loss. A single sub-loss needs no sum, which PML makes in the rows' dtype."""
+
+    def forward(self, loss_dict: LossDict, embeddings: Tensor, labels: Tensor | None) -> Any:
+        if len(loss_dict) != 1:
+            return super().forward(loss_dict, embeddings, labels)
+        self.reset_stats()
+        return self.reducers[next(iter(loss_dict))](loss_dict, embeddings, labels)
 
 
 def check_rows(x: Any, labels: Any, name: str, labels_name: str) -> None:

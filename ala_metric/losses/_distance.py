@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,10 +23,63 @@ def normalize(x: Tensor) -> Tensor:
         x = x.float()
     if x.numel() == 0:
         return x
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or type(x) not in (Tensor, torch.nn.Parameter)
+    ):
+        return _unit_rows(x)[0]
+    rows: Tensor = _UnitRows.apply(x)
+    return rows
+
+
+def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit rows and what they were divided by (inf for zero rows); differentiable."""
     largest = x.detach().abs().amax(1, keepdim=True)
-    scaled = x / largest.masked_fill(largest == 0, torch.inf)  # zero rows: zero, and so is their gradient
-    square = (scaled * scaled).sum(1, keepdim=True)  # at least 1, but for zero rows
-    return scaled / square.clamp_min(0.5).sqrt()
+    largest = largest.masked_fill(largest == 0, torch.inf)
+    scaled = x / largest  # zero rows: zero, and so is their gradient
+    root = (scaled * scaled).sum(1, keepdim=True).clamp_min(0.5).sqrt()  # at least 1, but for zero rows
+    return scaled / root, largest * root
+
+
+def _safe_norm(x: Tensor) -> Tensor | None:
+    """Norms without scaling, where no square is lost; on devices a look at them would wait."""
+    if not x.is_cpu:
+        return None
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    low, high = torch.aminmax(norm)
+    return norm if low.item() > 1e-15 and high.item() < math.inf else None
+
+
+class _UnitRows(torch.autograd.Function):
+    """Unit rows with a gradient of four steps, where that of :func:`_unit_rows` has twenty."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        dense = x.contiguous()  # the same bits for any memory layout
+        norm = _safe_norm(dense)
+        rows, norm = _unit_rows(dense) if norm is None else (dense / norm, norm)
+        ctx.save_for_backward(x, rows, norm)
+        ctx.save_for_forward(x, rows, norm)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, rows, norm = ctx.saved_tensors
+        if torch.is_grad_enabled():  # second derivatives: how the norm depends on x counts too
+            (result,) = torch.autograd.grad(_unit_rows(x)[0], x, grad, create_graph=True)
+            return result
+        return _across(grad, rows, norm)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        _, rows, norm = ctx.saved_tensors
+        return _across(tangent, rows, norm)
+
+
+def _across(direction: Tensor, rows: Tensor, norm: Tensor) -> Tensor:
+    """The part of ``direction`` across the unit rows, over the norm."""
+    return torch.addcmul(direction, rows, (direction * rows).sum(1, keepdim=True), value=-1).div_(norm)
 
 
 def is_euclidean(distance: BaseDistance) -> bool:
