@@ -29,9 +29,20 @@ def logits_at_random(samples: int, classes: int, seed: int, step: float | None =
     return (logits if step is None else (logits / step).round() * step), targets
 
 
+def log_odds(row: list[float]) -> list[float]:
+    """Of every class against the others; ``fsum`` makes ties of rows that are permutations."""
+    shares = [math.exp(x - max(row)) for x in row]
+    return [
+        x - max(row) - math.log(math.fsum(shares[:c] + shares[c + 1 :]) or 1e-300) for c, x in enumerate(row)
+    ]
+
+
 def oracle(logits: torch.Tensor, targets: torch.Tensor, average: str) -> float:
     """Average precision by scikit-learn, over the classes that occur."""
-    scores = logits.double().log_softmax(1).numpy()
+    if logits.shape[1] > 100:  # too many sums; nothing saturates or ties there
+        scores = logits.double().log_softmax(1).numpy()
+    else:
+        scores = np.array([log_odds(row) for row in logits.tolist()])
     truth = np.eye(logits.shape[1], dtype=int)[targets.numpy()]
     if average == "micro":
         return average_precision_score(truth.ravel(), scores.ravel())
@@ -75,8 +86,35 @@ def test_aucpr_ranks_where_softmax_saturates() -> None:
     score = logits.double().log_softmax(1)[:, 1]
     area = average_precision_score(targets, score)
     assert area == 1.0
-    # class 0: all four log p round to 0, a tie of prevalence 1/2
-    assert metrics.AUCPR()(logits, targets) == pytest.approx((area + 0.5) / 2, abs=1e-15)
+    assert metrics.AUCPR()(logits, targets) == 1.0  # of class 0, too, all of whose log p round to 0
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_aucpr_ranks_where_softmax_rounds_to_one(average: str) -> None:
+    logits = torch.tensor([[40.0, 0.0], [60.0, 0.0], [50.0, 0.0], [45.0, 0.0], [70.0, 0.0]])
+    targets = torch.tensor([0, 0, 1, 1, 0])
+    odds = logits.double() - logits.double().flip(1)
+    expected = {
+        "macro": [average_precision_score(targets == c, odds[:, c]) for c in (0, 1)],
+        "micro": [average_precision_score(torch.eye(2)[targets].ravel(), odds.ravel())],
+    }[average]
+    assert metrics.AUCPR(average)(logits, targets) == pytest.approx(np.mean(expected), abs=1e-12)
+    if average == "macro":
+        assert round(float(np.mean(expected)), 3) == 0.725
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+@pytest.mark.filterwarnings("ignore:AUCPR")
+def test_aucpr_equals_scikit_learn_on_log_odds(scale: float) -> None:
+    logits, targets = logits_at_random(60, 5, 3)
+    logits[:, 3] = -math.inf  # ruled out
+    logits[7] = torch.tensor([2.0, *[-math.inf] * 4])  # certain
+    targets[targets == 3] = 0
+    x = scale * logits.double()
+    odds = torch.stack([x[:, c] - x[:, [k for k in range(5) if k != c]].logsumexp(1) for c in range(5)], 1)
+    odds = odds.clamp(-1e6, 1e6)  # scikit-learn takes no Inf
+    areas = [average_precision_score(targets == c, odds[:, c]) for c in targets.unique().tolist()]
+    assert metrics.AUCPR()(scale * logits, targets) == pytest.approx(np.mean(areas), abs=1e-12)
 
 
 def test_aucpr_leaves_absent_classes_out_and_says_so() -> None:

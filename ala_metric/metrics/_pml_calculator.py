@@ -38,7 +38,7 @@ class CountingCalculator(AccuracyCalculator):
             setattr(self, f"calculate_recall_at_{depth}", self._score(f"recall_at_{depth}"))
         super().__init__(
             include=tuple(include),
-            exclude=tuple(name for name in exclude if name not in include),
+            exclude=(*exclude, *(name for name in self.requires_clustering() if name not in include)),
             avg_of_avgs=avg_of_avgs,
             return_per_class=return_per_class,
             device=device or torch.device("cpu"),
@@ -62,6 +62,9 @@ class CountingCalculator(AccuracyCalculator):
         else:
             reference, reference_labels = self._rows(reference), self._labels(reference_labels)
         n = len(query)
+        for name, rows in (("query", query), ("reference", reference)):  # NaN is not even equal to itself
+            if bad := int((~torch.isfinite(rows)).sum()):
+                raise ValueError(f"{name} must be finite, got {bad} NaN or infinite numbers")
         if (
             ref_includes_query
             and reference is not query

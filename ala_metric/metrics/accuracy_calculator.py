@@ -18,7 +18,7 @@ def accuracy_calculator(
     k: Sequence[int] = DEFAULT_K,
     *,
     include: Sequence[str] = (),
-    exclude: Sequence[str] = ("NMI", "AMI"),
+    exclude: Sequence[str] = (),
     avg_of_avgs: bool = False,
     return_per_class: bool = False,
     distance: Distance = "euclidean",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +73,10 @@ def paired_bootstrap(
     Raises
     ------
     ValueError
-        If the shapes differ, NaN stand in different places, fewer than two classes are left, or
-        ``confidence`` or ``resamples`` is out of range.
+        If the shapes differ, NaN stand in different places, a score is infinite, fewer than two classes are
+        left, ``confidence`` or ``resamples`` is out of range, or the draws are too few for an interval.
+    TypeError
+        If ``classes`` are not integers.
 
     Examples
     --------
@@ -89,6 +92,8 @@ def paired_bootstrap(
             f"first, second and classes must have one shape [N], got {tuple(first.shape)}, "
             f"{tuple(second.shape)}, {tuple(classes.shape)}"
         )
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TypeError(f"classes must be integers, got {classes.dtype}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     if resamples < 1:
@@ -96,6 +101,8 @@ def paired_bootstrap(
     excluded = first.isnan()
     if not torch.equal(excluded, second.isnan()):
         raise ValueError("first and second must be NaN for the same queries")
+    if bad := int((first.isinf() | second.isinf()).sum()):
+        raise ValueError(f"first and second must be finite or NaN, got Inf for {bad} of {len(first)} queries")
     difference = (second.double() - first.double())[~excluded].cpu()
     found, place = torch.unique(classes[~excluded].cpu(), return_inverse=True)
     if len(found) < 2:
@@ -106,6 +113,8 @@ def paired_bootstrap(
     if bool((total == total[0] / size[0] * size).all()):  # no spread between classes, which BCa cannot take
         return PairedInterval(center, center, center)
     low, high = _interval(total.numpy(), size.numpy(), confidence, resamples, seed)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"resamples must be enough for an interval, got {resamples}; take thousands")
     return PairedInterval(center, low, high)
 
 

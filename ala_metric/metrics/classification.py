@@ -79,7 +79,8 @@ class AUCPR:
 
     Average precision is ``AP = sum_n (R_n - R_{n-1}) P_n`` over the distinct scores in descending order
     (never the trapezoid, which is optimistic); equal scores enter together. Samples are ranked by
-    ``log p``, the log-softmax of the logits in float64: probabilities that underflow to 0 stay apart.
+    ``log(p / (1 - p))``, the logit against the log-sum-exp of all others in float64: probabilities that
+    round to 0 or to 1 stay apart.
 
     Parameters
     ----------
@@ -110,10 +111,10 @@ class AUCPR:
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """Evaluate the area; arguments and errors as in :class:`ClassificationError`."""
         logits, targets = _checked(outputs, targets)
-        log_probs = logits.double().log_softmax(1)
+        scores = _log_odds(logits.double())
         if self.average == "micro":
-            positives = log_probs.gather(1, targets[:, None]).flatten()
-            return _average_precision(log_probs.flatten(), positives)
+            positives = scores.gather(1, targets[:, None]).flatten()
+            return _average_precision(scores.flatten(), positives)
         present = targets.unique()
         if absent := logits.shape[1] - len(present):
             warnings.warn(
@@ -121,8 +122,7 @@ class AUCPR:
                 stacklevel=2,
             )
         areas = [
-            _average_precision(log_probs[:, c].contiguous(), log_probs[targets == c, c])
-            for c in present.tolist()
+            _average_precision(scores[:, c].contiguous(), scores[targets == c, c]) for c in present.tolist()
         ]
         return sum(areas) / len(areas)
 
@@ -150,6 +150,16 @@ def _wrong(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Whether another class has at least the target's logit."""
     best = logits.topk(2, 1).values
     return (best[:, 0] == best[:, 1]) | (logits.gather(1, targets[:, None])[:, 0] < best[:, 0])
+
+
+def _log_odds(logits: torch.Tensor) -> torch.Tensor:
+    """``x_c - log sum_{k != c} exp x_k`` [N, C]; Inf where all other classes are ruled out."""
+    below = logits - logits.amax(1, keepdim=True)
+    ordered = below.sort(1).values  # so that rows which are permutations of each other tie
+    of_best = -ordered[:, :-1].logsumexp(1, keepdim=True)
+    # the sum of all less one's own share is at least 1, except for the best
+    others = ordered.exp().sum(1, keepdim=True) - below.exp()
+    return torch.where(below == 0, of_best, below - others.log())
 
 
 def _average_precision(scores: torch.Tensor, positives: torch.Tensor) -> float:

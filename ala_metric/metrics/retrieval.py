@@ -94,7 +94,8 @@ def retrieval(
     labels
         Classes, shape [N], any integer dtype.
     ref_emb, ref_labels
-        Gallery, shapes [M, D] and [M]; without it every query is searched among the others.
+        Gallery, shapes [M, D] and [M]; without it every query is searched among the others. It must not hold
+        the queries: rows that are the same memory are refused, copies of them would find each other.
     k
         Depth or depths, integers in [1, number of references]. Of the default (1, 10, 100, 1000)
         those that exceed the references are left out; one asked for by name must fit.
@@ -114,8 +115,8 @@ def retrieval(
     Raises
     ------
     TypeError, ValueError
-        For arguments of a wrong type, shape or device, NaN or Inf, a k out of range, and if no query has a
-        positive.
+        For arguments of a wrong type, shape or device, NaN or Inf, a k out of range, if ``ref_emb`` holds the
+        queries, and if no query has a positive.
 
     Examples
     --------
@@ -127,6 +128,11 @@ def retrieval(
     ({1: 0.3333333333333333, 2: 1.0}, 1)
     """
     k = k if k is DEFAULT_K else _positive(k)
+    if ref_emb is not None and (shared := _shared_rows(emb, ref_emb)):
+        raise ValueError(
+            f"ref_emb must not hold the queries, got {shared} of {len(emb)} rows of emb in it, which would "
+            "find themselves; leave ref_emb out to search every query among the others"
+        )
     both, offsets = ops.positive_ranks(
         emb,
         labels,
@@ -157,6 +163,16 @@ def retrieval(
         per_query=scores if per_query else None,
         per_class=class_means(scores, labels, asked) if per_class else None,
     )
+
+
+def _shared_rows(x: Tensor, y: Tensor) -> int:
+    """How many rows of ``x`` begin where a row of ``y`` does: views of one tensor, not copies."""
+    if x.ndim != 2 or y.ndim != 2 or not x.numel() or not y.numel() or x.device != y.device:
+        return 0
+    if x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
+        return 0
+    start, other = (v.data_ptr() + torch.arange(len(v)) * v.stride(0) * v.element_size() for v in (x, y))
+    return int(torch.isin(start, other).sum())
 
 
 def _query_of_rank(offsets: Tensor) -> Tensor:
@@ -233,7 +249,8 @@ class RecallAtK:
     Parameters
     ----------
     k
-        Depth or depths; of the default those that exceed the number of references are left out.
+        Depth or depths; of the default those that exceed the number of references are left out of the mean,
+        though ``name`` keeps them: it is made before any set is seen. Name the depths to be sure of them.
     distance
         ``"euclidean"``, on the embeddings as they are, or ``"cosine"``. The losses normalise inside: for a
         model that does not normalise its own output, ``"cosine"`` measures what was trained.

@@ -113,11 +113,11 @@ def verification(
     >>> result.roc_auc
     0.875
     """
-    numbers = _tensor(distances)
-    rounding = torch.finfo(numbers.dtype if numbers.is_floating_point() else torch.float64).eps
+    numbers = to_cpu(distances)
+    rounding = torch.finfo(torch.float32 if numbers.dtype == torch.float32 else torch.float64).eps
     scores = _vector("distances", numbers.double())
-    positive = _vector("same", _tensor(same), len(scores))
-    fold_of = _vector("folds", _tensor(folds), len(scores))
+    positive = _vector("same", to_cpu(same), len(scores))
+    fold_of = _vector("folds", to_cpu(folds), len(scores))
     if positive.dtype.kind not in "biu" or not np.isin(positive, (0, 1)).all():
         kind = ValueError if positive.dtype.kind in "biu" else TypeError
         raise kind(f"same must hold booleans or 0/1, got {positive.dtype} values")
@@ -154,9 +154,11 @@ def verification(
     )
 
 
-def _tensor(value: Any) -> torch.Tensor:
+def to_cpu(value: Any) -> torch.Tensor:
     """Bring any input to the CPU; sequences of Python floats keep their 64 bits."""
-    return torch.as_tensor(value if isinstance(value, torch.Tensor) else np.asarray(value)).detach().cpu()
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    return torch.as_tensor(np.array(value, order="C"))  # a copy: torch takes no negative strides
 
 
 def _vector(name: str, value: torch.Tensor, length: int | None = None) -> np.ndarray[Any, Any]:

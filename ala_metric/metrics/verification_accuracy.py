@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .verification import VerificationResult, verification
+from .verification import VerificationResult, to_cpu, verification
 
 _PAIRS_PER_BLOCK = 16_384
 
@@ -53,8 +53,8 @@ class VerificationAccuracy:
     higher_is_better = True
 
     def __init__(self, pairs: Any, folds: Any, *, distance: str = "euclidean") -> None:
-        self.pairs = torch.as_tensor(pairs).detach().cpu()
-        self.folds = torch.as_tensor(folds).detach().cpu()
+        self.pairs = to_cpu(pairs)
+        self.folds = to_cpu(folds)
         if distance not in ("euclidean", "cosine"):
             raise ValueError(f"distance must be 'euclidean' or 'cosine', got {distance!r}")
         self.distance = distance

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._rank_strips import RankStrips, nearest, write_ranks
+from ._rank_strips import RankStrips, between, nearest, write_ranks
 from ._strips import chunks
 
 PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")
@@ -143,30 +143,15 @@ class FaissRanks(RankStrips):
             same &= near != rows[:, None]
         at = torch.nonzero(same.sum(1) >= wanted[rows])[:, 0]
         rows, near, key, same, negative = (x[at] for x in (rows, near, key, same, negative))
-        self._make_exact(key, same, rows, near)
-        thresholds, slack = nearest(key, same, wanted[rows]), slack[at, None]
+        self.make_exact(key, same, rows, near)
+        thresholds, slack = nearest(key, same, wanted[rows])[0], slack[at, None]
         if near.shape[1] < len(self.ref_labels):  # whatever was not found is farther than the last that was
             last = thresholds.gather(1, wanted[rows, None] - 1)
             enough = (key[:, -1:] - slack > last)[:, 0]
             at, rows, near, key = at[enough], rows[enough], near[enough], key[enough]
-            same, negative, thresholds, slack = (
-                same[enough],
-                negative[enough],
-                thresholds[enough],
-                slack[enough],
-            )
-        unclear = torch.searchsorted(thresholds, key - slack) < torch.searchsorted(
-            thresholds, key + slack, right=True
-        )
-        self._make_exact(key, unclear & negative, rows, near)
-        write_ranks(key, same, negative, wanted[rows], starts[rows], found)
+            negative, thresholds, slack = negative[enough], thresholds[enough], slack[enough]
+        first, end = between(key, slack, thresholds)
+        self.make_exact(key, (first < end) & negative, rows, near)
+        write_ranks(key, negative, thresholds, wanted[rows], starts[rows], found)
         done[at] = True
         return done
-
-    def _make_exact(self, key: Tensor, where: Tensor, rows: Tensor, near: Tensor) -> None:
-        """Replace faiss's distances by those of float64."""
-        at, column = torch.nonzero(where, as_tuple=True)
-        for part in chunks(len(at), 1 << 14):
-            x, y = self.queries[rows[at[part]]], self.references[near[at[part], column[part]]]
-            exact = -(x * y).sum(1) if self.cosine else ((x - y) ** 2).sum(1)
-            key[at[part], column[part]] = exact

@@ -3,9 +3,10 @@
 //
 // "Exact" is the key of a pair in double, from the caller's own numbers and in one fixed order of additions:
 //   euclidean  sum over k of (s x_k - s y_k)^2, s one power of two for all rows
-//   cosine     -<s_x x, s_y y> / |s_y y|, s_x and s_y powers of two; 0 for a zero row
-// so that equal rows have equal keys. The floats are rounded from s x - c, c near the mean (euclidean), or
-// from the unit row (cosine): their products order pairs up to a known error.
+//   cosine     -<s_x x, s_y y / |s_y y|>, s_x and s_y powers of two; 0 for a zero row
+// so that equal rows have equal keys. Each number of y is divided, rounded once: rows along one axis become
+// the same unit row to the last bit, whatever their lengths, and tie. The floats are rounded from s x - c, c
+// near the mean (euclidean), or from the unit row (cosine): their products order pairs up to a known error.
 #pragma once
 
 #include <cmath>
@@ -36,8 +37,8 @@ struct RankFrame {
   double* centre = nullptr;  // c [dims]
 
   // A float product is compared with this many units of a key.
-  double nominal(double key, double query_inverse) const {
-    return cosine ? 1 + key * query_inverse : 0.5 * (key * spread * spread);
+  double nominal(double key, double query_length) const {
+    return cosine ? 1 + key / query_length : 0.5 * (key * spread * spread);
   }
 };
 
@@ -77,7 +78,7 @@ class RankRows {
     length = arena.array<float>(padded);
     panels.allocate(padded, dims, half_square, left, right, arena);
     if (cosine) scale_ = arena.array<double>(count);
-    if (cosine) inverse_ = arena.array<double>(count);
+    if (cosine) scaled_length_ = arena.array<double>(count);
   }
 
   // Row i, with zeros up to row_size().
@@ -132,7 +133,8 @@ class RankRows {
     const double s = scale(i);
     for (int64_t k = 0; k < dims; ++k) row[k] *= s;
   }
-  double inverse(int64_t i) const { return frame_.cosine ? inverse_[i] : 1; }
+  // Its length by those numbers, for nominal(); 1 for a zero row.
+  double scaled_length(int64_t i) const { return frame_.cosine ? scaled_length_[i] : 1; }
 
   // Key of the pair (query, row j); smaller is nearer. `spare`: a buffer for a row.
   double key(const double* query, int64_t j, double* spare) const {
@@ -159,8 +161,8 @@ class RankRows {
         sum += x * x;
       }
       const double square = D::sum(sum);
-      inverse_[i] = square == 0 ? 0 : 1 / std::sqrt(square);
-      for (int64_t k = 0; k < n; ++k) to[k] = static_cast<float>(row[k] * scale_[i] * inverse_[i]);
+      scaled_length_[i] = square == 0 ? 1 : std::sqrt(square);
+      for (int64_t k = 0; k < n; ++k) to[k] = static_cast<float>(row[k] * scale_[i] / scaled_length_[i]);
     } else {
       for (int64_t k = 0; k < dims; ++k)
         to[k] = static_cast<float>((row[k] * frame_.scale - frame_.centre[k]) * frame_.spread);
@@ -183,30 +185,32 @@ class RankRows {
 
   template <class From>
   double key_of(const double* query, const From* row, int64_t j) const {
-    return frame_.cosine ? -sum_of<true>(query, row, dims, scale_[j]) * inverse_[j]
-                         : sum_of<false>(query, row, dims, frame_.scale);
+    return frame_.cosine ? -sum_of<true>(query, row, dims, scale_[j], scaled_length_[j])
+                         : sum_of<false>(query, row, dims, frame_.scale, 1);
   }
 
   template <bool kProduct, class From>
-  static double sum_of(const double* query, const From* row, int64_t n, double scale) {
+  static double sum_of(const double* query, const From* row, int64_t n, double scale, double length) {
     constexpr int64_t step = D::kLanes;
-    const auto term = [](auto x, auto y) { return kProduct ? x * y : (x - y) * (x - y); };
+    const auto term = [](auto x, auto y, auto s, auto to) {
+      return kProduct ? x * (y * s / to) : (x - y * s) * (x - y * s);
+    };
     typename D::V sum[2] = {};
-    const typename D::V s = D::set(scale);
+    const typename D::V s = D::set(scale), l = D::set(length);
     int64_t k = 0;
     for (; k + 2 * step <= n; k += 2 * step) {
-      sum[0] += term(load(query + k), load(row + k) * s);
-      sum[1] += term(load(query + k + step), load(row + k + step) * s);
+      sum[0] += term(load(query + k), load(row + k), s, l);
+      sum[1] += term(load(query + k + step), load(row + k + step), s, l);
     }
     double tail = 0;
-    for (; k < n; ++k) tail += term(query[k], static_cast<double>(row[k]) * scale);
+    for (; k < n; ++k) tail += term(query[k], static_cast<double>(row[k]), scale, length);
     return D::sum(sum[0] + sum[1]) + tail;
   }
 
   ala_matrix raw_{};
   RankFrame frame_;
-  double* scale_ = nullptr;  // cosine: s of each row, and 1 / |s x|
-  double* inverse_ = nullptr;
+  double* scale_ = nullptr;  // cosine: s of each row, and |s x|
+  double* scaled_length_ = nullptr;
 };
 
 }  // namespace ALA_ISA

@@ -278,7 +278,7 @@ inline void set_thresholds(RankTiles& tiles, const RankFrame& frame, int64_t i, 
   std::sort(keys, keys + n, [](RankKey a, RankKey b) { return a.value > b.value; });
   for (int64_t level = 0; level < n; ++level) {
     const double key = keys[level].value;
-    tiles.counts.set(i, level, key, frame.nominal(key, tiles.queries.inverse(i)));
+    tiles.counts.set(i, level, key, frame.nominal(key, tiles.queries.scaled_length(i)));
   }
 }
 
