@@ -25,8 +25,8 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Raises
     ------
     OSError
-        If the folder is missing or not writable, or the disk is full; the previous file is then intact
-        and the temporary file removed.
+        Naming ``path``: if the folder is missing or not writable, or the disk is full; the previous file is
+        then intact and the temporary file removed.
 
     Examples
     --------
@@ -37,7 +37,14 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     ...     target.read_bytes(), len(list(target.parent.iterdir()))
     (b'new', 1)
     """
-    target = Path(os.path.realpath(path))
+    try:
+        _write(Path(os.path.realpath(path)), data)
+    except OSError as error:  # it names the temporary file, which nobody asked for
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _write(target: Path, data: bytes) -> None:
+    """Write a temporary file beside the target, then rename it."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

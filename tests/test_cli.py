@@ -6,10 +6,12 @@ import csv
 import importlib
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -181,7 +183,7 @@ def test_eval_of_given_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["eval"], 2, "give either a run, or --embeddings with --labels"),
         (["eval", "--labels", "l.npy"], 2, "needed together"),
         (["eval", "nowhere"], 2, "does not exist"),
-        (["eval", "--embeddings", "e.txt", "--labels", "e.txt"], 2, "must end in .npy or .safetensors"),
+        (["eval", "--embeddings", "e.txt", "--labels", "e.txt"], 2, "must end in .npy, .npz or .safetensors"),
         (["eval", "--embeddings", "none.npy", "--labels", "none.npy"], 1, "cannot read none.npy"),
         (["plot"], 2, "give the folder of a run"),
         (["plot", "nowhere"], 2, "has no history.json"),
@@ -190,6 +192,7 @@ def test_eval_of_given_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[
             2,
             "classes_per_batch must be at most 10",
         ),
+        (["demo", "--steps", "5", "--every", "5"], 2, "every must be below steps = 5"),
         (["demo", "--out", "report.txt"], 2, "must end in .html"),
         (["demo", "--out", "nowhere/report.html"], 2, "folder of nowhere/report.html does not exist"),
     ],
@@ -208,6 +211,23 @@ def test_an_error_is_one_clear_line(
     assert said in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_demo_acts_more_often_and_writes_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ala_metric.cli import demo, side_by_side
+
+    def here(jobs: Any, workers: int, bars: Any) -> list[dict[str, Any]]:
+        channel = {"stop": threading.Event(), "messages": queue.SimpleQueue()}
+        monkeypatch.setattr(side_by_side, "_channel", channel)
+        return [side_by_side.run_one(name, *job) for name, job in jobs.items()]
+
+    monkeypatch.setattr(demo.side_by_side, "run_all", here)
+    out = tmp_path / "d.html"
+    argv = ["demo", "--data", "digits", "--seeds", "1", "--queries", "2", "--out", str(out)]
+    assert main([*argv, "--steps", "5"]) == 0
+    assert "an action every 1 steps" in out.read_text()
 
 
 def test_debug_shows_the_traceback() -> None:

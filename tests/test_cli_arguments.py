@@ -42,6 +42,12 @@ def test_defaults_config_and_command_line_in_this_order(tmp_path: Path) -> None:
     assert build_options(Sample, parse()) == Sample()
 
 
+def test_yaml_numbers_that_are_strings_and_lists_of_one(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("rate: 1e-3\nks: 7\n")
+    assert build_options(Sample, {}, config) == Sample(rate=1e-3, ks=(7,))
+
+
 def test_toml_says_the_same(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text('count = 5\nkind = "b"\nks = [4]\n')
@@ -61,7 +67,8 @@ def test_toml_says_the_same(tmp_path: Path) -> None:
         ("rate: 1", "rate must be below 1, got 1.0"),
         ("rate: .nan", "rate must be at least 0, got nan"),
         ("kind: c", "kind must be one of a, b; got 'c'"),
-        ("ks: 5", "ks must be a list, got 5"),
+        ("ks: five", "ks must be of type int, got 'five'"),
+        ("rate: fast", "rate must be of type float, got 'fast'"),
         ("ks: [1, 0]", "ks must be at least 1, got 0"),
         ("fast: 1", "fast must be of type bool, got 1"),
         ("- 1", "expected options as 'name: value', got a list"),

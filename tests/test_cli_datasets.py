@@ -212,6 +212,16 @@ def test_the_docs_name_every_data_set_and_their_commands_parse() -> None:
         make_parser().parse_args(command.split())
 
 
+def test_a_validation_set_of_one_class_is_said(
+    tmp_path: Path, roots: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = make_sop(tmp_path / "small", train_classes=4, test_classes=2)
+    for root, said in ((small, True), (roots["sop"], False)):
+        assert train("sop", root, tmp_path / f"run {said}", "--mode", "fixed") == 0
+        found = "the validation set is one class: no query has a negative" in capsys.readouterr().err
+        assert found == said
+
+
 # --- data check
 
 

@@ -151,6 +151,15 @@ def test_any_number_of_parameters_and_a_single_seed(parameters: int) -> None:
     assert "use more seeds" in page
 
 
+def test_runs_without_an_action_still_make_a_page() -> None:
+    results = made_up_results()
+    for run in results["runs"]:
+        run["history"] = []
+    page = render(results)
+    assert Page(page).open == []
+    assert "No action was rewarded yet." in page
+
+
 @pytest.mark.parametrize(
     ("fixed", "adaptive", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import types
@@ -149,17 +150,17 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         raise UsageError(f"{name} must not be empty")
     element, many = _element(hint)
     if many:
-        if not isinstance(value, (list, tuple)):
-            raise UsageError(f"{name} must be a list, got {value!r}")
-        return tuple(_convert(name, part, element) for part in value)
+        parts = value if isinstance(value, (list, tuple)) else (value,)
+        return tuple(_convert(name, part, element) for part in parts)
     if get_origin(element) is Literal:
         if value not in get_args(element):
             raise UsageError(f"{name} must be one of {', '.join(map(str, get_args(element)))}; got {value!r}")
         return value
     if element is Path and isinstance(value, (str, Path)):
         return Path(value)
-    if element is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if element is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(value)  # YAML reads 1e-3 as a string
     if not isinstance(value, element) or (isinstance(value, bool) and element is not bool):
         raise UsageError(f"{name} must be of type {element.__name__}, got {value!r}")
     return value

@@ -12,23 +12,29 @@ from typing import Any
 import torch
 
 from .. import __version__
+from .._files import atomic_write_bytes
 from . import experiment, figures, report, side_by_side, summary
+from . import runs as files
 from .arguments import UsageError
 from .console import format_table, progress
 from .options import DemoOptions, TrainOptions
 
 QUICK: dict[str, Any] = {"data": "digits", "seeds": 2, "steps": 30, "every": 5, "queries": 3, "dim": 16}
+EVERY = 30
 
 
 def run(options: DemoOptions) -> int:
     """Train, print the table and write the page."""
     if options.quick:
         options = dataclasses.replace(options, **QUICK)
+    every = options.every or min(EVERY, max(1, options.steps // 4))
+    if every >= options.steps:
+        raise UsageError(f"every must be below steps = {options.steps}, or nothing adapts; got {every}")
+    options = dataclasses.replace(options, every=every)
     for path, suffixes in ((options.out, (".html", ".htm")), (options.picture, (".png", ".svg"))):
         if path is not None and path.suffix not in suffixes:
             raise UsageError(f"{path} must end in {' or '.join(suffixes)}")
-        if path is not None and not path.parent.is_dir():
-            raise UsageError(f"the folder of {path} does not exist")
+        files.check_target(path)
     start = time.perf_counter()
     splits = experiment.load_data(options.data)
     test = splits.test
@@ -49,13 +55,13 @@ def run(options: DemoOptions) -> int:
     seconds = time.perf_counter() - start
     results = collect(options, splits, queries, runs, seconds)
     rows = summary.compare(runs)
+    atomic_write_bytes(options.out, report.render(results).encode())
+    if options.picture is not None:
+        figures.save(picture(results), options.picture)
     print(format_table(summary.HEADER, [row.cells() for row in rows]))
     print(*summary.compute_lines(runs), sep="\n")
     print(summary.verdict(rows[0]))
-    options.out.write_text(report.render(results), encoding="utf-8")
     print(f"training took {seconds:.0f} s; the report is {options.out.resolve()}")
-    if options.picture is not None:
-        figures.save(picture(results), options.picture)
     return 0
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from .. import training
@@ -15,6 +13,7 @@ from ..data import Splits
 from ..types import CheckpointError
 from . import curves, experiment, runs, shards, tasks
 from .arguments import UsageError
+from .arrays import read_array
 from .options import DeviceName, EvalOptions
 
 
@@ -30,13 +29,17 @@ def run(options: EvalOptions) -> int:
             raise UsageError("--embeddings and --labels are needed together")
     if rank != 0:
         return 0
-    print(what)
-    print(tasks.table(result))
     if out is not None:
         runs.write_json(out, result)
-        print(f"written to {out}")
     if options.picture is not None:
         curves.draw(draw(), options.picture)
+    print(tasks.title(what, result))
+    print(tasks.table(result))
+    if out is not None:
+        print(f"written to {out}")
+    elif options.checkpoint is not None:
+        print(f"not written: {runs.METRICS} holds what train measures; --out takes these numbers")
+    if options.picture is not None:
         print(f"drawn in {options.picture}")
     return 0
 
@@ -47,11 +50,17 @@ _Measured = tuple[str, Path | None, dict[str, Any], Callable[[], curves.Curves]]
 
 def _run(options: EvalOptions, checkpoint: Path) -> _Measured:
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    out = options.out
+    if options.k is not None or options.distance != "cosine":
+        _check_options(options, runs.read_options(folder).data)
+    elif out is None and checkpoint in (folder, folder / runs.CHECKPOINT):
+        out = folder / runs.METRICS  # as train wrote it: the same metrics of the same weights
+    runs.check_target(out)
     splits, (outputs, labels) = embed_test_split(folder, checkpoint, options.root, options.device)
     result = tasks.measure(splits, outputs, labels, k=options.k, distance=options.distance, impl=options.impl)
     return (
         f"test split of {folder}",
-        options.out or folder / runs.METRICS,
+        out,
         result,
         lambda: curves.measured(splits, outputs, labels, options.distance, options.impl),
     )
@@ -59,6 +68,10 @@ def _run(options: EvalOptions, checkpoint: Path) -> _Measured:
 
 def _arrays(options: EvalOptions, embeddings: Path, labels: Path) -> _Measured:
     emb, classes = read_array(embeddings), read_array(labels)
+    if emb.ndim != 2 or len(emb) < 2:
+        raise ValueError(f"{embeddings} must hold 2 rows or more, [N, D], got {list(emb.shape)}")
+    if classes.shape != emb.shape[:1]:
+        raise ValueError(f"{labels} must hold [{len(emb)}] class numbers, got {list(classes.shape)}")
     if options.pairs is None or options.folds is None:
         result = tasks.retrieval(emb, classes, options.k, options.distance, options.impl)
         draw = lambda: curves.retrieval_curves(emb, classes, options.distance, options.impl)  # noqa: E731
@@ -78,8 +91,23 @@ def _check(options: EvalOptions) -> None:
         raise UsageError("--pairs and --folds are needed together")
     if options.pairs is not None and not given:
         raise UsageError("--pairs go with --embeddings; a run has the pairs of its data set")
+    if given and (options.root is not None or options.device != "auto"):
+        raise UsageError("--root and --device go with a run; --embeddings need neither")
+    if options.pairs is not None and options.k is not None:
+        raise UsageError("--k is for retrieval; --pairs are verified")
+    runs.check_target(options.out)
+    runs.check_target(options.picture)
     if options.picture is not None and options.picture.suffix not in (".png", ".svg"):
         raise UsageError(f"picture must end in .png or .svg, got {options.picture.name!r}")
+
+
+def _check_options(options: EvalOptions, name: str) -> None:
+    """Refuse what would not change the metrics of this data set."""
+    task = tasks.task_of(name)
+    if task != "retrieval" and options.k is not None:
+        raise UsageError(f"--k is for retrieval; {name} is for {task}")
+    if task == "classification" and options.distance != "cosine":
+        raise UsageError(f"--distance compares embeddings; {name} is for classification")
 
 
 def embed_test_split(
@@ -102,21 +130,3 @@ def embed_test_split(
     workers = experiment.loader_workers(None, splits)
     model.to(shards.of_this_rank(experiment.pick_device(device)))
     return splits, shards.embed(experiment.validating(model, splits.test, workers))
-
-
-def read_array(path: Path) -> Tensor:
-    """Read one array from a ``.npy`` file, or from a ``.safetensors`` file that holds just one."""
-    try:
-        if path.suffix == ".npy":
-            array: Any = np.load(path, allow_pickle=False)
-            return torch.from_numpy(array)
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors = load_file(path)
-            if len(tensors) != 1:
-                raise ValueError(f"expected one tensor, found {', '.join(sorted(tensors)) or 'none'}")
-            return next(iter(tensors.values()))
-    except Exception as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
-    raise UsageError(f"{path} must end in .npy or .safetensors")

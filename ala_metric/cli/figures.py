@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._files import atomic_write_bytes
 from .console import optional
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ def draw_phi(figure: Any, histories: Sequence[History], names: Sequence[str], st
         for history in histories:
             steps = [0, *(record["step"] for record in history)]
             values = [start[index], *(float(record["phi"][index]) for record in history)]
-            steps.append(2 * steps[-1] - steps[-2])  # what the last action chose holds for as long again
-            values.append(values[-1])
+            if history:  # what the last action chose holds for as long again
+                steps.append(2 * steps[-1] - steps[-2])
+                values.append(values[-1])
             panel.plot(steps, values, color=ADAPTIVE, linewidth=1.2, alpha=0.75, drawstyle="steps-post")
         panel.set_title(name, loc="left", fontsize=9, pad=3, color=INK)
     for column in axes.T:
@@ -63,9 +65,10 @@ def draw_metric(axes: Axes, groups: Mapping[str, Sequence[History]], name: str) 
     for label, histories in groups.items():
         color, dash = (FIXED, (0, (4, 2))) if label == "fixed" else (ADAPTIVE, "-")
         for history in histories:
-            steps, values = zip(*((record["step"], record["metric"]) for record in history))
+            steps = [record["step"] for record in history]
+            values = [float(record["metric"]) for record in history]
             axes.plot(steps, values, color=color, linestyle=dash, linewidth=0.7, alpha=0.45)
-        means = [statistics.fmean(record["metric"] for record in column) for column in zip(*histories)]
+        means = [statistics.fmean(float(record["metric"]) for record in column) for column in zip(*histories)]
         shared = [column[0]["step"] for column in zip(*histories)]
         axes.plot(shared, means, color=color, linestyle=dash, linewidth=2.2, label=label)
     axes.set_xlabel("training step", fontsize=9, color=INK)
@@ -134,7 +137,9 @@ def overview(
 
 def save(figure: Figure, path: Path) -> None:
     """Write a picture for people, on white."""
-    figure.savefig(path, dpi=130, facecolor="white")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=130, facecolor="white")
+    atomic_write_bytes(path, buffer.getvalue())
 
 
 def to_svg(figure: Figure) -> str:

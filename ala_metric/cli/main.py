@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,7 +27,9 @@ COMMANDS: dict[str, type] = {
     "data": options.DataOptions,
     "doctor": options.DoctorOptions,
 }
-FAILURE, USAGE, INTERRUPTED = 1, 2, 128 + signal.SIGINT
+FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
+EXPECTED = (UsageError, AlaMetricError, ValueError, TypeError, OSError, ImportError, FloatingPointError)
+"""Errors whose message is enough; others are bugs, and the traceback is offered."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -57,13 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, 1 for a failure, 2 for a wrong call, 130 or 143 after SIGINT or SIGTERM.
+        Exit status: 0, 1 for a failure, 2 for a wrong call, 130 or 143 after SIGINT or SIGTERM, 141 if the
+        reader of the output has gone.
 
     Examples
     --------
     >>> main(["train", "--steps", "-1"])
     2
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a ± on an ASCII terminal
+    status = _run(argv)
+    return BROKEN_PIPE if _cannot_flush() else status
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Parse and run, and turn an error into one line and a status."""
     try:
         given: dict[str, Any] = vars(make_parser().parse_args(argv))
     except SystemExit as stop:
@@ -71,22 +84,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, config, debug = given.pop("command"), given.pop("config"), given.pop("debug")
     try:
         chosen: Any = build_options(COMMANDS[name], given, config or options.options_of_run(given))
-        return int(importlib.import_module(f".{name}", __package__).run(chosen))
+        status = int(importlib.import_module(f".{name}", __package__).run(chosen))
+        print(end="", flush=True)
+        return status
     except KeyboardInterrupt:
         print(f"ala-metric {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as stop:  # training.Interrupted, or the demo told to end
+        status = stop.code if isinstance(stop.code, int) else FAILURE
+        print(f"ala-metric {name}: {'interrupted' if str(stop) == str(status) else stop}", file=sys.stderr)
+        return status
+    except BrokenPipeError:  # as in "| head": no error of the command
+        return BROKEN_PIPE
     except Exception as error:
         if debug:
             raise
         said = " ".join(_message(error).split()) or type(error).__name__
-        expected = isinstance(
-            error, (UsageError, AlaMetricError, ValueError, TypeError, OSError, ImportError)
-        )
+        expected = isinstance(error, EXPECTED)
         prefix = "" if expected else f"{type(error).__name__}: "
         print(f"ala-metric {name}: error: {prefix}{said}", file=sys.stderr)
         if not expected:
             print("run again with --debug for the traceback", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILURE
+
+
+def _cannot_flush() -> bool:
+    """Whether text is left that nobody reads any more; it is thrown away, or Python would try again."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            gone = gone or isinstance(error, BrokenPipeError)
+            with open(os.devnull, "wb") as sink:
+                os.dup2(sink.fileno(), stream.fileno())
+    return gone
 
 
 def _message(error: Exception) -> str:

@@ -38,8 +38,10 @@ class DemoOptions:
     miner: MinerName = option("semihard", "triplets the loss is given; it changes what adapting can gain")
     seeds: int = option(3, "paired seeds; each trains one fixed and one adaptive run", at_least=1)
     seed: int = option(0, "first of the seeds", at_least=0, below=2**31)
-    steps: int = option(600, "training steps of every run", at_least=1)
-    every: int = option(30, "training steps between two actions of the controller", at_least=1)
+    steps: int = option(600, "training steps of every run", at_least=2)
+    every: int | None = option(
+        None, "training steps between two actions; 30, and fewer in a short run", at_least=1
+    )
     classes_per_batch: int | None = option(None, "classes in a batch; 32, or all if fewer", at_least=2)
     samples_per_class: int = option(4, "images of each class in a batch", at_least=2)
     lr: float = option(1e-3, "learning rate of Adam", at_least=0)
@@ -117,10 +119,10 @@ class EvalOptions:
     """Measure a trained run on its test split, or embeddings of your own."""
 
     checkpoint: Path | None = option(None, "a run's folder or its checkpoint file", positional=True)
-    embeddings: Path | None = option(None, "embeddings to measure instead: .npy or .safetensors, [N, D]")
-    labels: Path | None = option(None, "their class numbers: .npy or .safetensors, [N]")
-    pairs: Path | None = option(None, "pairs of rows for verification: .npy or .safetensors, [P, 2]")
-    folds: Path | None = option(None, "fold of each pair: .npy or .safetensors, [P]")
+    embeddings: Path | None = option(None, "embeddings to measure: .npy, .npz or .safetensors, [N, D]")
+    labels: Path | None = option(None, "their class numbers: .npy, .npz or .safetensors, [N]")
+    pairs: Path | None = option(None, "pairs of rows for verification: .npy, .npz or .safetensors, [P, 2]")
+    folds: Path | None = option(None, "fold of each pair: .npy, .npz or .safetensors, [P]")
     root: Path | None = option(None, "folder of the data set, where it has moved since the training")
     k: tuple[int, ...] | None = option(
         None, "neighbours to look at for Recall@k; 1 10 100, and 1000 for sop", at_least=1
@@ -128,7 +130,9 @@ class EvalOptions:
     distance: DistanceName = option("cosine", "what near means: by the angle, or as the crow flies")
     impl: ImplName = option("auto", "implementation of the ranking")
     device: DeviceName = option("auto", "where the network of a run computes")
-    out: Path | None = option(None, "JSON file to write; metrics.json beside the checkpoint if not given")
+    out: Path | None = option(
+        None, "JSON file to write; if not given, metrics.json of the run, unless --k or another --distance is"
+    )
     picture: Path | None = option(None, "precision/recall and ROC curves to write (.png or .svg)")
 
 

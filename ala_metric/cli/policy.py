@@ -9,7 +9,7 @@ import torch
 from .. import classification, controller, data, metrics, training
 from ..ala_loss import ALALoss
 from ..types import PhiSpec
-from . import experiment, tasks
+from . import experiment, runs, tasks
 from .arguments import UsageError
 from .console import format_table, progress
 from .options import PolicyOptions
@@ -29,17 +29,17 @@ def run(options: PolicyOptions) -> int:
         print(described(controller.load_policy(options.file)))
         return 0
     policy = controller.load_policy(options.file) if options.action == "apply" else None
-    if options.action == "train" and not options.file.absolute().parent.is_dir():
-        raise UsageError(f"folder of the policy does not exist: {options.file.parent}")
+    target = options.file if options.action == "train" else options.save
+    runs.check_target(target)
     loss_fn, result = trained(options, policy)
+    if target is not None and loss_fn.policy is not None:
+        controller.save_policy(target, loss_fn.policy)
     frozen = policy is not None and not options.fine_tune
     how = "" if policy is None else ", policy as it was" if frozen else ", policy fine-tuned"
     print(f"{options.data}, {loss_fn.loss.num_classes} classes, {options.optimizer}{how}: test split")
     print(tasks.table(result))
     print(f"phi now between {float(loss_fn.phi_vector.min()):.2f} and {float(loss_fn.phi_vector.max()):.2f}")
-    target = options.file if policy is None else options.save
-    if target is not None and loss_fn.policy is not None:
-        controller.save_policy(target, loss_fn.policy)
+    if target is not None:
         print(f"policy written to {target}")
     return 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +24,33 @@ NOT_OF_THE_RUN = ("out", "resume", "threads", "device", "impl", "save_every", "l
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON in one step, with a newline at the end."""
-    atomic_write_bytes(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
+    """Write JSON in one step, with a newline at the end; infinities and NaN become strings such as "-inf"."""
+    text = json.dumps(_finite(value), indent=1, default=str, allow_nan=False)
+    atomic_write_bytes(path, (text + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    """The same value without the floats that JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return value
+
+
+def check_target(path: Path | None) -> None:
+    """Refuse a file that could not be written, before hours are spent on what it is to hold."""
+    if path is None:
+        return
+    folder = Path(os.path.realpath(path)).parent
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, give a file")
+    if not folder.is_dir():
+        raise UsageError(f"the folder of {path} does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"the folder of {path} is not writable")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ METRIC_NAMES: dict[Task, str] = {
 """What the validation metric of each task is called in tables and figures."""
 DEPTHS = {"sop": (1, 10, 100, 1000)}
 FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3)
+ONE_CLASS = "one class: no query has a negative, so Recall@k is 100 % whatever the embeddings"
 
 
 def task_of(data: str) -> Task:
@@ -74,7 +75,8 @@ def retrieval(
     if k is None:
         k = [depth for depth in depths or (1, 10, 100) if depth < max(len(labels), 2)]
     result = asdict(shards.retrieval(embeddings, labels, k=tuple(k), distance=distance, impl=impl))
-    return {name: value for name, value in result.items() if value is not None}
+    found = {name: value for name, value in result.items() if value is not None}
+    return found | {"classes": len(labels.unique()), "distance": str(distance)}
 
 
 def verification(
@@ -82,7 +84,7 @@ def verification(
 ) -> dict[str, Any]:
     """Accuracy on pairs, by the protocol of LFW."""
     metric = metrics.VerificationAccuracy(pairs, folds, distance=distance)
-    return asdict(metric.result(embeddings, labels, far=FALSE_ACCEPT_RATES))
+    return asdict(metric.result(embeddings, labels, far=FALSE_ACCEPT_RATES)) | {"distance": str(distance)}
 
 
 def classification(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -93,14 +95,20 @@ def classification(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> str:
     """The metrics of one test set as text."""
-    return format_table(("metric", "value"), list(_rows(result)))
+    text = format_table(("metric", "value"), list(_rows(result)))
+    return f"{text}\nall of it is {ONE_CLASS}" if result.get("classes") == 1 else text
+
+
+def title(what: str, result: Mapping[str, Any]) -> str:
+    """What was measured and, where embeddings were compared, by which distance."""
+    return f"{what}, {result['distance']} distance" if "distance" in result else what
 
 
 def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "recall_at_k" in result:
         rows = [(f"Recall@{k}", _percent(value)) for k, value in result["recall_at_k"].items()]
         rows += [("R-precision", _percent(result["r_precision"])), ("MAP@R", _percent(result["map_at_r"]))]
-        counts = ("queries", "excluded_queries", "tied_queries")
+        counts = ("queries", "excluded_queries", "tied_queries", "classes")
         rows += [(key.replace("_", " "), str(result[key])) for key in counts]
         return rows + [(f"pairs: {name}", value) for name, value in _rows(result.get("verification", {}))]
     if "fold_accuracies" in result:

@@ -57,7 +57,7 @@ def run(options: TrainOptions) -> int:
             runs.write_json(folder / runs.CHILDREN, lines.of_all(result, options.steps))
         measured = tasks.measure(splits, *parts.test(), impl=options.impl)
         runs.write_json(folder / runs.METRICS, measured)
-        print(f"{options.data}, test split, after {options.steps} steps")
+        print(tasks.title(f"{options.data}, test split, after {options.steps} steps", measured))
         print(tasks.table(measured))
         compute, overhead = result.compute.in_units_of(options.steps), result.compute.overhead
         print(f"compute {compute:.2f} trainings; {100 * overhead:.1f} % of the time was not training steps")
@@ -82,10 +82,12 @@ def _check_folder(folder: Path, options: TrainOptions) -> None:
 
 
 def _note_a_subset(splits: data.Splits) -> None:
-    """Say so where numbers will not be comparable with published ones."""
+    """Say so where numbers will not be comparable with published ones, or say nothing at all."""
     found, expected = data.counts(splits), data.EXPECTED.get(splits.name, {})
     differing = [
         f"{key} {found.get(key, 0):,}, not {n:,}" for key, n in expected.items() if found.get(key) != n
     ]
     if differing:
         print(f"ala-metric train: not the published {splits.name}: {'; '.join(differing)}", file=sys.stderr)
+    if tasks.task_of(splits.name) == "retrieval" and len(splits.validation.classes) == 1:
+        print(f"ala-metric train: the validation set is {tasks.ONE_CLASS}", file=sys.stderr)

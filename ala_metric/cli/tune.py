@@ -22,6 +22,7 @@ def run(options: TuneOptions) -> int:
     known = losses.available()
     if options.loss not in known:
         raise UsageError(f"loss must be one of {', '.join(sorted(known))}; got {options.loss}")
+    runs.check_target(options.out)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     splits = experiment.load_data(options.data, options.root, options.image_size)
@@ -30,9 +31,10 @@ def run(options: TuneOptions) -> int:
     race = _train(replace(settings, mode="race", budget=options.budget), options.loss, splits)
     plain = _train(replace(settings, mode="fixed"), options.loss, splits)
     answer = _answer(options, race, plain, splits)
-    print(_text(answer))
     if options.out is not None:
         runs.write_json(options.out, answer)
+    print(_text(answer))
+    if options.out is not None:
         print(f"written to {options.out}")
     return 0
 

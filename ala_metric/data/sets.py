@@ -108,7 +108,7 @@ class Splits:
     >>> Splits("toy", one, one, one, ("a", "b"), class_disjoint=True)
     Traceback (most recent call last):
     ...
-    ValueError: toy: train and validation must share no class, but share 2: 0, 1
+    ValueError: toy: train and validation must share no class, but share 2: a, b
     """
 
     name: str
@@ -125,7 +125,9 @@ class Splits:
     def __post_init__(self) -> None:
         if self.class_disjoint:
             refuse_shared_classes(
-                self.name, {"train": self.train, "validation": self.validation, "test": self.test}
+                self.name,
+                {"train": self.train, "validation": self.validation, "test": self.test},
+                self.class_names,
             )
         for pairs, folds in ((self.pairs, self.folds), (self.validation_pairs, self.validation_folds)):
             if (pairs is None) != (folds is None):
@@ -142,7 +144,7 @@ def _check_pairs(name: str, pairs: torch.Tensor, folds: torch.Tensor) -> None:
 
 
 def refuse_shared_classes(
-    name: str, sets: Mapping[str, ImageSet | ImageFiles], class_names: Sequence[str] | None = None
+    name: str, sets: Mapping[str, ImageSet | ImageFiles], class_names: Sequence[str]
 ) -> None:
     """ValueError with the overlap if a class is in two of the sets."""
     known: dict[int, str] = {}
@@ -150,7 +152,8 @@ def refuse_shared_classes(
         labels = images.classes.tolist()
         shared = [label for label in labels if label in known]
         if shared:
-            shown = [str(label) if class_names is None else class_names[label] for label in shared[:10]]
+            names = dict(enumerate(class_names))
+            shown = [names.get(label, str(label)) for label in shared[:10]]
             listed = ", ".join(shown) + (", ..." if len(shared) > 10 else "")
             raise ValueError(
                 f"{name}: {known[shared[0]]} and {split} must share no class, "

@@ -13,13 +13,15 @@ from .list_files import checked_root
 from .sets import Splits
 
 HELD_OUT = 10
+FEWEST = 2
+"""People in a set: with one, no query has a negative and every answer is right."""
 
 
 def load_webface(root: str | os.PathLike[str], *, size: int = 64, seed: int = 0) -> Splits:
     """Load a folder of faces, one folder per person.
 
     The paper trains on all of CASIA-WebFace and verifies on LFW: that is :func:`load_lfw`. For retrieval
-    within this set a tenth of the people is drawn for validation and a tenth for test.
+    within this set a tenth of the people, at least two, is drawn for validation and as many for test.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ def load_webface(root: str | os.PathLike[str], *, size: int = 64, seed: int = 0)
     Raises
     ------
     ValueError
-        If there are fewer than three people, a folder has no image, or a link leaves the root.
+        If there are fewer than six people, a folder has no image, or a link leaves the root.
     FileNotFoundError
         If ``root`` is not a folder.
 
@@ -51,10 +53,12 @@ def load_webface(root: str | os.PathLike[str], *, size: int = 64, seed: int = 0)
     """
     folder = checked_root("webface", root)
     names, files = image_folders(folder, "webface", size)
-    if len(names) < 3:
-        raise ValueError(f"webface: three splits need at least 3 people, {folder} has {len(names)}")
+    if len(names) < 3 * FEWEST:
+        raise ValueError(
+            f"webface: three splits need at least {3 * FEWEST} people, {folder} has {len(names)}"
+        )
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(names)))
-    held = max(1, len(names) // HELD_OUT)
+    held = max(FEWEST, len(names) // HELD_OUT)
 
     def part(people: torch.Tensor, name: str) -> ImageFiles:
         return files.subset(torch.isin(files.labels, people).nonzero()[:, 0], f"webface {name}")
