@@ -17,6 +17,8 @@ from . import _native
 
 _module = _native.load_numpy_module()
 
+_MOST_THREADS = 64  # on fewer cores, more threads cost memory only
+
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
 
@@ -523,8 +525,9 @@ def _weights(weights: ArrayLike | None, points: Floats) -> Floats | None:
 
 
 def _threads(threads: int | None) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    return int(threads)
+    return min(int(threads), max(cores, _MOST_THREADS))

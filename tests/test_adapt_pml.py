@@ -371,3 +371,68 @@ def test_phi_moves_in_range_and_a_resumed_run_is_the_same(name: str) -> None:
 @pytest.mark.parametrize("mode", ["fixed", "uniform", "random_walk", "random_static"])
 def test_controls(mode: str) -> None:
     assert run(pml.MultiSimilarityLoss(), 9, mode=mode)[0].phi.isfinite().all()
+
+
+# -------------------------------------------------------------------------------- phi from outside, two views
+def test_a_given_spec_keeps_all_but_its_name() -> None:
+    given = PhiSpec("t", 0.05, 5.0, "additive", scale=0.1)
+    loss_fn = losses.AdaptPML(pml.NTXentLoss(), {"temperature": given})
+    assert loss_fn.phi_spec == (PhiSpec("temperature", 0.05, 5.0, "additive", scale=0.1),)
+
+
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_a_replaced_phi_is_followed(
+    x: Tensor, labels: Tensor, accelerator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if accelerator:  # where values of phi are not read
+        monkeypatch.setattr(Tensor, "is_cpu", False)
+    loss_fn = losses.AdaptPML(pml.NTXentLoss(temperature=0.5), {"temperature": (0.05, 5.0)})
+    expected = {value: pml.NTXentLoss(temperature=value)(x, labels) for value in (0.5, 0.25, 2.0)}
+    for value in (0.25, 2.0):  # the second tensor may lie where the first did
+        found = torch.func.functional_call(loss_fn, {"phi": torch.tensor([value])}, (x, labels))
+        assert torch.equal(found, expected[value])
+    assert torch.equal(loss_fn(x, labels), expected[0.5])
+    loss_fn.phi = torch.tensor([0.25])
+    assert torch.equal(loss_fn(x, labels), expected[0.25])
+    assert loss_fn.loss.temperature == 0.25
+    (loss_fn.phi if accelerator else loss_fn.phi.data).fill_(2.0)
+    assert torch.equal(loss_fn(x, labels), expected[2.0])
+    loss_fn.phi = torch.tensor([0.25])
+    terms = loss_fn.compute_loss(x, labels, None, x, labels)["loss"]["losses"]
+    assert torch.equal(terms.mean(), expected[0.25])
+    loss_fn.phi = torch.tensor([2.0])
+    built = losses.AdaptPML(pml.NTXentLoss(temperature=2.0), {"temperature": (0.05, 5.0)})
+    assert torch.equal(loss_fn.statistics(x, labels), built.statistics(x, labels))
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(loss_fn)))
+    assert torch.equal(twin(x, labels), expected[2.0])
+
+
+def test_vmap_over_phi_is_refused(x: Tensor, labels: Tensor) -> None:
+    loss_fn = losses.AdaptPML(pml.NTXentLoss(), {"temperature": (0.05, 5.0)})
+    call = torch.func.vmap(lambda phi: torch.func.functional_call(loss_fn, {"phi": phi}, (x, labels)))
+    with pytest.raises(NotImplementedError, match="vmap over phi"):
+        call(torch.tensor([[0.1], [0.2]]))
+
+
+def test_compiled_follows_set_phi(x: Tensor, labels: Tensor) -> None:
+    loss_fn = losses.AdaptPML(pml.NTXentLoss(temperature=0.5), {"temperature": (0.05, 5.0)})
+    compiled = torch.compile(loss_fn, backend="eager")
+    for value in (0.5, 0.25):
+        loss_fn.set_phi(torch.tensor([value]))
+        torch.testing.assert_close(compiled(x, labels), pml.NTXentLoss(temperature=value)(x, labels))
+
+
+def test_two_views_adapt(x: Tensor, labels: Tensor) -> None:
+    views = losses.SelfSupervisedLoss(losses.DistanceMixtureLoss())
+    assert isinstance(views, AdaptiveLoss)
+    assert views.statistics(x, labels).shape == (10, 1)
+    loss_fn = ALALoss(
+        views, metrics.RecallAtK((1,)), validate=lambda: (x, labels), total_steps=20, every=2, seed=0
+    )
+    before = loss_fn.phi.clone()
+    for _ in range(20):
+        loss_fn(x.clone().requires_grad_(), x.flip(1)).backward()
+    assert loss_fn.phi is views.loss.phi
+    assert not torch.equal(loss_fn.phi, before)
+    assert not isinstance(losses.SelfSupervisedLoss(pml.NTXentLoss()), AdaptiveLoss)
+    assert losses.SelfSupervisedLoss(pml.NTXentLoss())(x, x.flip(1)).isfinite()

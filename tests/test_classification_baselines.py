@@ -168,6 +168,32 @@ def test_large_margin_is_softmax_at_margin_one_and_harder_at_two() -> None:
         plain(features, targets + 1)
 
 
+def test_large_margin_compiles_to_one_graph() -> None:
+    features, targets = torch.randn(6, 4), torch.arange(6) % 3
+    loss_fn = c.LargeMarginSoftmax(4, 3).eval()
+    expected = loss_fn(features, targets)
+    compiled = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(features, targets), expected)
+
+
+@pytest.mark.parametrize("name", ["focal", "auc", "aucpr", "self-paced", "l2t", "random", "margin"])
+def test_an_empty_batch_is_a_zero_with_a_graph(name: str) -> None:
+    loss_fn = c.LargeMarginSoftmax(CLASSES, CLASSES) if name == "margin" else losses()[name]
+    empty = torch.zeros(0, CLASSES, dtype=torch.float64, requires_grad=True)
+    value = loss_fn(empty, torch.zeros(0, dtype=torch.int64))
+    value.backward()
+    assert value.item() == 0.0
+    assert empty.grad.shape == empty.shape
+    for parameter in loss_fn.parameters():  # DistributedDataParallel waits for each
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+
+
+def test_a_teacher_needs_two_classes() -> None:
+    loss_fn = c.LearningToTeach(ClassificationError(), validate, total_steps=10)
+    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
+        loss_fn(torch.zeros(3, 1, requires_grad=True), torch.zeros(3, dtype=torch.int64))
+
+
 def test_a_teacher_learns_to_keep_what_is_rewarded() -> None:
     """Reward +1 after keeping much, -1 after keeping little: the share that is kept rises."""
     logits, targets = batch(64, CLASSES)
@@ -199,15 +225,19 @@ def test_a_teacher_learns_to_keep_what_is_rewarded() -> None:
     assert all(torch.equal(before[name], value) for name, value in frozen.teacher.state_dict().items())
 
 
-@pytest.mark.parametrize("off_diagonal", [False, True])
+@pytest.mark.parametrize("options", [{}, {"off_diagonal": True}, {"off_diagonal": True, "top_confusions": 2}])
 @pytest.mark.parametrize("form", ["softplus", "sigmoid", "linear"])
-def test_hypergradient_is_the_slope_of_the_error_after_one_step(form: str, off_diagonal: bool) -> None:
+def test_hypergradient_is_the_slope_of_the_error_after_one_step(form: str, options: dict) -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3).double()
     x, y = torch.randn(9, 4, dtype=torch.float64), torch.arange(9) % 3
     held = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 3
-    loss = c.AdaptiveClassificationLoss(3, form, off_diagonal).double()
-    loss.set_phi(0.6 * torch.eye(3, dtype=torch.float64))
+    loss = c.AdaptiveClassificationLoss(3, form, **options).double()
+    phi = 0.6 * torch.eye(3, dtype=torch.float64)
+    if options:
+        phi[0, 1] = phi[1, 0] = 0.3
+        loss.statistics(model(x), y)  # chooses the pairs of top_confusions
+    loss.set_phi(phi)
     teaching = c.LossTeaching(loss, model, lambda: held)
     found = teaching.hypergradient(model(x), y)
 
@@ -230,6 +260,20 @@ def test_hypergradient_is_the_slope_of_the_error_after_one_step(form: str, off_d
         slope = (sides[0] - sides[1]) / (2 * width) / lr
         # 1e-4: E is taken at w, not after the step, and differences are of finite width
         assert float(found[index]) == pytest.approx(slope, rel=1e-3, abs=1e-4)
+
+
+def test_loss_teaching_moves_the_top_confusions_only() -> None:
+    model, x, y = torch.nn.Linear(4, 5), torch.randn(15, 4), torch.arange(15) % 5
+    loss = c.AdaptiveClassificationLoss(5, off_diagonal=True, top_confusions=2)
+    phi = torch.eye(5) + 0.25 * (1 - torch.eye(5))
+    loss.set_phi(phi)
+    loss.statistics(model(x), y)
+    c.LossTeaching(loss, model, lambda: (x, y), every=1, step=0.1)(model(x), y).backward()
+    rows, columns = loss.pairs
+    moved = loss.phi != phi
+    assert moved[rows, columns].any()
+    moved[rows, columns] = moved[columns, rows] = False
+    assert not moved.any()
 
 
 def test_loss_teaching_leaves_model_and_random_stream_alone() -> None:

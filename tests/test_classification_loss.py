@@ -360,6 +360,24 @@ def test_vmap_over_models(off_diagonal: bool) -> None:
 
 
 @pytest.mark.parametrize("off_diagonal", [False, True])
+def test_gradients_per_sample(off_diagonal: bool) -> None:
+    """vmap over targets too: their values cannot be read then."""
+    logits, targets = batch(6, 4)
+    targets[1] = -100
+    loss_fn = AdaptiveClassificationLoss(4, off_diagonal=off_diagonal)
+    loss_fn.set_phi(random_phi(4, off_diagonal))
+    per_sample = torch.func.vmap(torch.func.grad(lambda x, y: loss_fn(x[None], y[None])))
+    expected = [torch.func.grad(lambda x, y=y: loss_fn(x[None], y[None]))(x) for x, y in zip(logits, targets)]
+    for dtype in (torch.int64, torch.int32):
+        torch.testing.assert_close(per_sample(logits, targets.to(dtype)), torch.stack(expected))
+    focal = classification.FocalLoss()
+    rows = torch.func.vmap(lambda x, y: focal(x[None], y[None]))(logits[2:], targets[2:])
+    torch.testing.assert_close(rows.mean(), focal(logits[2:], targets[2:]))
+    with pytest.raises(ValueError, match="targets"):  # readable inside of torch.func.grad alone
+        torch.func.grad(lambda x, y: loss_fn(x[None], y[None]))(logits[0], torch.tensor(4))
+
+
+@pytest.mark.parametrize("off_diagonal", [False, True])
 def test_copies_and_state_carry_phi(off_diagonal: bool) -> None:
     loss_fn = AdaptiveClassificationLoss(4, off_diagonal=off_diagonal, weight=torch.arange(4.0))
     loss_fn.set_phi(random_phi(4, off_diagonal))
@@ -411,11 +429,31 @@ def test_bad_batches_are_refused(logits, targets, error: type, text: str) -> Non
         loss_fn.statistics(logits, targets)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
-def test_narrow_integer_targets(dtype: torch.dtype) -> None:
+def test_a_class_is_not_ignored_because_its_byte_is_that_of_minus_100() -> None:
+    logits, targets = torch.randn(6, 200), torch.arange(154, 160)
+    loss_fn = AdaptiveClassificationLoss(200)
+    assert torch.equal(
+        loss_fn.statistics(logits, targets.to(torch.uint8)), loss_fn.statistics(logits, targets)
+    )
+
+
+SIGNED, UNSIGNED = ["int8", "int16", "int32"], ["uint8", "uint16", "uint32", "uint64"]
+
+
+@pytest.mark.parametrize("name", SIGNED + UNSIGNED)
+def test_other_integer_targets(name: str) -> None:
     logits, targets = batch(8, 5)
+    same = targets.to(getattr(torch, name))
     loss_fn = AdaptiveClassificationLoss(5)
-    assert torch.equal(loss_fn(logits, targets.to(dtype)), loss_fn(logits, targets))
+    assert torch.equal(loss_fn(logits, same), loss_fn(logits, targets))
+    assert torch.equal(loss_fn.statistics(logits, same), loss_fn.statistics(logits, targets))
+    log_probs = logits.log_softmax(1)
+    assert torch.equal(class_confusion(log_probs, same, 5), class_confusion(log_probs, targets, 5))
+    margin = classification.LargeMarginSoftmax(5, 5).double().eval()
+    for other in (margin, classification.FocalLoss()):
+        assert torch.equal(other(logits, same), other(logits, targets))
+        with pytest.raises(ValueError, match=r"targets must lie in \[0, 5\)"):
+            other(logits, same + 5 if name in (*SIGNED, "uint8") else (targets + 5).to(same.dtype))
 
 
 # ---- phi as actions

@@ -318,3 +318,12 @@ def test_torch_is_not_imported() -> None:
         env=os.environ | {"ALA_REQUIRE_NATIVE": ""},
     )
     assert done.stdout.split() == ["2.0", "False"]
+
+
+def test_any_number_of_threads_is_a_most() -> None:
+    x, labels, _ = batch(40, None, 3)
+    expected = api.distance_mixture_gradient(x, labels, PHI, threads=1)
+    found = api.distance_mixture_gradient(x, labels, PHI, threads=10**12)
+    assert np.array_equal(found.emb, expected.emb)
+    with pytest.raises(ValueError, match="threads"):
+        api.distance_mixture(x, labels, PHI, threads=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .confusion import check_batch, check_targets
+from .confusion import check_batch, check_readable_targets
 
 
 def checked(
@@ -16,8 +16,7 @@ def checked(
         num_classes = logits.shape[1] if logits.ndim == 2 else 2
     check_batch("logits", logits, targets, num_classes)
     targets = targets.long()
-    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_targets(targets, num_classes)
+    check_readable_targets(targets, num_classes)
     return (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits), targets
 
 

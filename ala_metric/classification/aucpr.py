@@ -63,7 +63,7 @@ class AUCPRLoss(nn.Module):
         self.multipliers = nn.Parameter(torch.ones(num_classes, anchors))
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Loss of logits ``[B, C]`` and targets ``[B]``; makes a ``[B, C, anchors]`` table."""
+        """Loss of logits ``[B, C]`` and targets ``[B]``, 0 if B is; makes a ``[B, C, anchors]`` table."""
         logits, targets = checked(logits, targets, self.num_classes)
         self.multipliers.data.clamp_(min=0.0)  # .data: a graph of an earlier call may still need them
         multipliers = _Reversed.apply(self.multipliers)
@@ -73,9 +73,8 @@ class AUCPRLoss(nn.Module):
         missed = (positive * torch.relu(1.0 - gap)).sum(0) / count
         false = ((1.0 - positive) * torch.relu(1.0 + gap)).sum(0) / count
         odds = self.precisions / (1.0 - self.precisions)
-        value: torch.Tensor = (
-            (1.0 + multipliers) * missed + multipliers * (odds * false - self.priors[:, None])
-        ).mean()
+        priors = self.priors[:, None] * min(len(targets), 1)
+        value: torch.Tensor = ((1.0 + multipliers) * missed + multipliers * (odds * false - priors)).mean()
         return value
 
 

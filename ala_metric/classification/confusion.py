@@ -60,12 +60,13 @@ class StreamingConfusion:
             If the dtypes are wrong.
         """
         check_batch("log_probs", log_probs, targets, self.num_classes)
+        targets = targets.long()
         check_targets(targets, self.num_classes)
         if log_probs.numel() and log_probs.amax().isnan():
             bad = int(log_probs.isnan().any(1).sum())
             raise ValueError(f"log_probs must not be NaN, got NaN in {bad} of {len(log_probs)} rows")
         size = max(1, CACHED // self.num_classes)
-        for rows, labels in zip(log_probs.detach().split(size), targets.long().split(size)):
+        for rows, labels in zip(log_probs.detach().split(size), targets.split(size)):
             self.add(rows.double(), labels)
 
     def add(self, log_probs: torch.Tensor, targets: torch.Tensor) -> None:
@@ -131,9 +132,24 @@ def check_batch(name: str, scores: torch.Tensor, targets: torch.Tensor, num_clas
 
 
 def check_targets(targets: torch.Tensor, num_classes: int) -> None:
-    """Range of the targets."""
+    """Range of the int64 targets."""
     if not targets.numel():
         return
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"targets must lie in [0, {num_classes}), got {low} to {high}")
+
+
+def check_readable_targets(targets: torch.Tensor, num_classes: int) -> None:
+    """The same, but only eager, on the CPU and outside vmap: elsewhere values are slow or unknown."""
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_batched(targets):
+        check_targets(targets, num_classes)
+
+
+def _is_batched(x: torch.Tensor) -> bool:
+    """Whether vmap runs over ``x``, maybe inside of torch.func.grad."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False

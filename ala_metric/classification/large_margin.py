@@ -8,7 +8,7 @@ import torch
 
 from .._pml import LargeMarginSoftmaxLoss
 from ._batch import StepCounter, check_count
-from .confusion import check_batch, check_targets
+from .confusion import check_batch, check_readable_targets
 
 EASING_START, EASING_RATE, EASING_END = 1000.0, 0.1, 5.0
 
@@ -59,13 +59,16 @@ class LargeMarginSoftmax(StepCounter):
         torch.nn.init.normal_(self.inner.W, std=embedding_size**-0.5)
 
     def forward(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean loss of features ``[B, D]`` and targets ``[B]``."""
+        """Mean loss of features ``[B, D]`` and targets ``[B]``; 0 for an empty batch."""
         check_batch("features", features, targets, self.embedding_size)
-        check_targets(targets, self.num_classes)
+        targets = targets.long()
+        check_readable_targets(targets, self.num_classes)
+        if len(targets) == 0:
+            return features.sum() * self.inner.W.sum()  # a 0 whose graph has both
         self.inner.easing = max(EASING_END, EASING_START / (1.0 + EASING_RATE * int(self.steps)))
         if self.is_training_call():
             self.steps += 1
-        loss: torch.Tensor = self.inner(features, targets.long())
+        loss: torch.Tensor = self.inner(features, targets)
         return loss
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:

@@ -101,6 +101,8 @@ class LearningToTeach(StepCounter):
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean loss of the kept samples, for logits ``[B, C]`` and targets ``[B]``."""
         logits, targets = checked(logits, targets)
+        if logits.shape[1] < 2:
+            raise ValueError(f"logits must be of at least 2 classes, got {logits.shape[1]}")
         losses = F.cross_entropy(logits, targets, reduction="none")
         if not self.is_training_call() or len(losses) == 0:
             return mean(losses)

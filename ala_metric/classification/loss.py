@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..types import PhiSpec
-from .confusion import check_batch, check_targets
+from .confusion import check_batch, check_readable_targets, check_targets
 from .correlations import (
     DIAGONAL_LOW,
     action_specs,
@@ -200,12 +200,11 @@ class AdaptiveClassificationLoss(nn.Module):
         check_batch("logits", logits, targets, self.num_classes)
         targets = targets.long()
         valid = targets != self.ignore_index
-        if targets.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_targets(targets[valid], self.num_classes)
+        labels = torch.where(valid, targets, 0)
+        check_readable_targets(labels, self.num_classes)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
 
-        labels = torch.where(valid, targets, 0)
         sample_weight = None if self.weight is None else self.weight.to(logits.dtype)[labels]
         u = self._dense_u(logits, labels) if self.off_diagonal else self._diagonal_u(logits, labels)
         losses = self.of_u(u)
@@ -334,8 +333,8 @@ class AdaptiveClassificationLoss(nn.Module):
             If the dtypes are wrong.
         """
         check_batch("outputs", outputs, targets, self.num_classes)
-        valid = targets != self.ignore_index
         outputs, targets = outputs.detach(), targets.long()
+        valid = targets != self.ignore_index
         if not valid.all():
             outputs, targets = outputs[valid], targets[valid]
         check_targets(targets, self.num_classes)

@@ -27,7 +27,8 @@ class LossTeaching(StepCounter):
     Parameters
     ----------
     loss
-        An :class:`AdaptiveClassificationLoss`.
+        An :class:`AdaptiveClassificationLoss`. With ``top_confusions`` only the pairs that its last
+        ``statistics`` chose are moved.
     model
         The model that is trained; run in eval mode on the validation batch.
     validation_batch
@@ -142,9 +143,9 @@ def _value_at(
     valid = targets != loss.ignore_index
     labels = torch.where(valid, targets, 0)
     if loss.off_diagonal:
-        rows, columns = class_pairs(loss.num_classes, vector.device)
-        matrix = vector.new_zeros(loss.num_classes, loss.num_classes).index_put((rows, columns), vector)
-        u = ((matrix + matrix.T - matrix.diagonal().diag())[labels] * log_probs).sum(1)
+        rows, columns = class_pairs(loss.num_classes, vector.device) if loss.pairs is None else loss.pairs
+        matrix = loss.phi.to(vector).index_put((rows, columns), vector).index_put((columns, rows), vector)
+        u = (matrix[labels] * log_probs).sum(1)
     else:
         u = vector[labels] * log_probs.gather(1, labels[:, None])[:, 0]
     return torch.where(valid, loss.of_u(u), 0).sum() / valid.sum().clamp_min(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -63,7 +64,9 @@ class AdaptPML(BaseMetricLossFunction):
     with Euclidean distances :math:`d` (between normalised rows where the loss normalises). The mean loss is
     that of up to 16 fixed class-balanced batches of at most 32 classes x 4 rows, on a copy of the loss.
 
-    Under ``torch.compile`` every change of an attribute compiles anew.
+    ``phi`` may also be written to or replaced, as by ``torch.func.functional_call``: the next eager call
+    follows. On an accelerator a write through ``.data`` goes unseen. Under ``torch.compile`` every change of
+    an attribute compiles anew, and only :meth:`set_phi` is followed.
 
     Examples
     --------
@@ -99,7 +102,7 @@ class AdaptPML(BaseMetricLossFunction):
         self.loss: Any = loss
         trained = any(parameter.requires_grad for parameter in loss.parameters())
         self.loss_statistic = not trained if loss_statistic is None else loss_statistic
-        self._written = self._changes()
+        self._note()
 
     def set_phi(self, phi: Tensor) -> None:
         """Replace the parameters in place, and with them the attributes of the loss.
@@ -120,12 +123,12 @@ class AdaptPML(BaseMetricLossFunction):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Value of the wrapped loss; arguments are those of the wrapped loss."""
-        if not torch.compiler.is_compiling() and self._written != self._changes():
-            self._write()  # the buffer was changed from outside: broadcast, averaged, loaded
+        self._follow()
         return self.loss(*args, **kwargs)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> LossDict:
         """Loss terms of the wrapped loss in pytorch-metric-learning's dictionary form."""
+        self._follow()
         return self.loss.compute_loss(*args, **kwargs)
 
     @torch.no_grad()
@@ -145,6 +148,7 @@ class AdaptPML(BaseMetricLossFunction):
             Shape [len(phi_spec), 3]: two distances and a loss; 0 where there are no such pairs, or no loss
             statistic is wanted.
         """
+        self._follow()
         means = _distance.mean_distances(_distance.rows(self.distance, outputs), targets)
         value = self._validation_loss(outputs, targets) if self.loss_statistic else 0.0
         return torch.cat([means, means.new_tensor([value])]).expand(len(self.phi_spec), 3).clone()
@@ -164,14 +168,36 @@ class AdaptPML(BaseMetricLossFunction):
         for spec, value in zip(self.phi_spec, self.phi.tolist()):
             if self.phi.new_tensor(_attributes.read(self.loss, spec.name)).item() != value:
                 _attributes.write(self.loss, spec.name, value)
-        self._written = self._changes()
+        self._note()
 
-    def _changes(self) -> int:
-        return 0 if self.phi.is_inference() else self.phi._version
+    def _follow(self) -> None:
+        """Set the attributes if phi was changed from outside: broadcast, averaged, loaded, replaced."""
+        if torch.compiler.is_compiling():
+            return
+        if torch._C._functorch.is_batchedtensor(self.phi):
+            raise NotImplementedError(
+                "vmap over phi is not supported: the attributes of the loss are numbers"
+            )
+        phi, values, version = self._written
+        if self.phi.is_cpu:
+            same = self.phi.tolist() == values
+        else:  # reading values would wait for the device
+            same = self.phi.data_ptr() == phi.data_ptr() and _version(self.phi) == version
+        if not same:
+            self._write()
+
+    def _note(self) -> None:
+        """Remember the phi that the attributes stand for; holding on to it keeps its address its own."""
+        values = self.phi.tolist() if self.phi.is_cpu else None
+        self._written = self.phi.detach(), values, _version(self.phi)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._write()
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 def _inner(loss: nn.Module) -> nn.Module:
@@ -197,7 +223,7 @@ def _specs(loss: nn.Module, ranges: Mapping[str, Range] | None) -> tuple[PhiSpec
 
 def _spec(name: str, given: Range) -> PhiSpec:
     if isinstance(given, PhiSpec):
-        return PhiSpec(name, given.low, given.high, given.rule)
+        return dataclasses.replace(given, name=name)
     if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
         raise ValueError(
             f"range of {name!r} must be (low, high), (low, high, rule) or a PhiSpec, got {given!r}"

@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from .. import _pml
+from ._wrapper import PassesPhiOn
 
 
-class SelfSupervisedLoss(_pml.SelfSupervisedLoss):
+class SelfSupervisedLoss(PassesPhiOn, _pml.SelfSupervisedLoss):
     r"""pytorch-metric-learning's ``SelfSupervisedLoss`` for every loss: theirs admits a list of class names.
 
     Row i of the second view is the only positive of row i of the first:
@@ -21,7 +22,8 @@ class SelfSupervisedLoss(_pml.SelfSupervisedLoss):
     Parameters
     ----------
     loss
-        Any loss that takes ``(embeddings, labels, indices_tuple, ref_emb, ref_labels)``.
+        Any loss that takes ``(embeddings, labels, indices_tuple, ref_emb, ref_labels)``. To adapt it, put
+        ``ALALoss`` around this one.
     symmetric
         Whether the second view's rows are anchors too.
     **kwargs
