@@ -49,16 +49,18 @@ def obstacle(cmake: str | None) -> str | None:
         return "the native library is built on Linux and macOS only"
     if cmake is None:
         return "cmake was not found"
-    wanted = shlex.split(os.environ.get("CXX", ""))[-1:] or ["c++", "g++", "clang++"]
-    compiler = next(filter(None, map(shutil.which, wanted)), None)
-    if compiler is None:
+    asked = shlex.split(os.environ.get("CXX", ""))  # may have options, or begin with ccache
+    wanted = asked[:1] or ["c++", "g++", "clang++"]
+    found = next(filter(None, map(shutil.which, wanted)), None)
+    if found is None:
         return f"no C++ compiler was found (looked for {', '.join(wanted)})"
+    compiler = [found, *asked[1:]]
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory, "probe.cpp")
         source.write_text("#include <vector>\nint main() { return std::vector<int>().size(); }\n")
-        command = [compiler, "-std=c++17", str(source), "-o", str(source.with_suffix(""))]
+        command = [*compiler, "-std=c++17", str(source), "-o", str(source.with_suffix(""))]
         if subprocess.run(command, capture_output=True, check=False).returncode:
-            return f"the C++ compiler {compiler} cannot compile and link an empty C++17 program"
+            return f"the C++ compiler {' '.join(compiler)} cannot compile and link an empty C++17 program"
     return None
 
 
@@ -106,6 +108,7 @@ def run_cmake(cmake: str, prefix: Path) -> None:
         kept.write_text(json.dumps(choices))
         subprocess.run([cmake, "--build", directory, "--parallel", jobs], check=True)
         subprocess.run([cmake, "--install", directory, "--prefix", prefix, "--strip"], check=True)
+        shutil.copy(directory / "build_info.json", prefix)
 
 
 MODE = os.environ.get("ALA_METRIC_BUILD", "auto") or "auto"
@@ -144,21 +147,25 @@ class BuildNative(Command):
     def run(self) -> None:
         in_tree = self.editable_mode or self.inplace
         prefix = (ROOT if in_tree else Path(str(self.build_lib)).resolve()) / "ala_metric" / "_lib"
-        # what an earlier build left here must not get into a wheel
-        shutil.rmtree(prefix if in_tree else prefix.parent, ignore_errors=True)
-        prefix.mkdir(parents=True)
-        reason = OBSTACLE
+        reason, built = OBSTACLE, ROOT / "build" / f"lib-{sys.implementation.cache_tag}"
         if reason is None:
             assert CMAKE is not None
+            shutil.rmtree(built, ignore_errors=True)
             try:
-                run_cmake(CMAKE, prefix)
+                run_cmake(CMAKE, built)
             except subprocess.CalledProcessError as error:
                 step = f"cmake {error.cmd[1]}"
                 if DEMANDED:
                     raise SystemExit(f"ala_metric: {step} failed; its output is above") from error
                 reason = f"{step} failed; its output is above (pip shows it with -v)"
-                shutil.rmtree(prefix)
-                prefix.mkdir()
+        # The library in use goes only now, after minutes of compiling. What an earlier build left here must
+        # not get into a wheel.
+        shutil.rmtree(prefix if in_tree else prefix.parent, ignore_errors=True)
+        if reason is None:
+            prefix.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(built, prefix)
+        else:
+            prefix.mkdir(parents=True)
         record = prefix / "build_info.json"
         info = json.loads(record.read_text()) if record.exists() else {"parts": []}
         info |= {"version": VERSION, "mode": MODE, "cuda_reason": "" if MODE == "cuda" else NO_CUDA}

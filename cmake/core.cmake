@@ -10,6 +10,7 @@ target_include_directories(
   ala_metric
   PUBLIC "$<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/csrc/include>" "$<INSTALL_INTERFACE:include>"
   PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/csrc")
+target_link_libraries(ala_metric PUBLIC m)
 target_compile_definitions(ala_metric PRIVATE ${ALA_CPU_DEFINITIONS})
 if(ALA_CUDA)
   target_link_libraries(ala_metric PUBLIC CUDA::cudart_static)

@@ -15,4 +15,4 @@ list(JOIN ALA_PARTS "\", \"" parts)
 file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/build_info.json"
      "{\"compiler\": \"${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}\", "
      "\"system\": \"${CMAKE_SYSTEM_NAME} ${CMAKE_SYSTEM_PROCESSOR}\", \"parts\": [\"${parts}\"]}\n")
-install(FILES "${CMAKE_CURRENT_BINARY_DIR}/build_info.json" DESTINATION .)
+# setup.py puts it beside the library for torch

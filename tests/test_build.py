@@ -79,6 +79,26 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_of_the_sources(tmp_path_factory.mktemp("sources"))
 
 
+@pytest.mark.parametrize("cxx", ["{} -pthread", "env {}"])
+def test_a_compiler_may_have_options_and_a_launcher(sources: Path, cxx: str) -> None:
+    settings = os.environ | {"CXX": cxx.format(compiler()), "ALA_METRIC_BUILD": "cpu"}
+    command = [sys.executable, "setup.py", "--version"]  # looks for the compiler, and builds nothing
+    done = subprocess.run(command, cwd=sources, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_build_that_fails_leaves_the_library_alone(sources: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sources, tmp_path / "tree")
+    library = folder / "ala_metric" / "_lib"
+    library.mkdir()
+    (library / "in use").touch()
+    settings = os.environ | {"ALA_METRIC_BUILD": "cpu", "CMAKE_ARGS": "--no-such-option"}
+    command = [sys.executable, "setup.py", "build_native", "--inplace"]
+    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
+    assert "failed; its output is above" in done.stderr
+    assert (library / "in use").exists()
+
+
 @pytest.fixture(scope="module")
 def native_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built where torch must not be imported; reuses the compiled kernels in build/."""

@@ -45,6 +45,9 @@ class Check {
     if (m.rows > kMostRows)
       fail(ALA_INVALID_ARGUMENT, "%s must have at most 2^31 - 1025 rows, got %lld", name,
            static_cast<long long>(m.rows));
+    if (ok() && m.rows > 0 && m.cols > kMostNumbers / m.rows)
+      fail(ALA_INVALID_ARGUMENT, "%s must have at most 2^50 numbers, got %lld rows of %lld", name,
+           static_cast<long long>(m.rows), static_cast<long long>(m.cols));
     if (ok() && m.rows > 0 && m.cols > 0) required(m.data, name);
   }
 
@@ -81,11 +84,13 @@ class Check {
   }
 
   void count(int64_t n, const char* name) {
-    if (n < 0) fail(ALA_INVALID_ARGUMENT, "%s must be >= 0, got %lld", name, static_cast<long long>(n));
+    if (n < 0 || n > kMostNumbers)
+      fail(ALA_INVALID_ARGUMENT, "%s must be in [0, 2^50], got %lld", name, static_cast<long long>(n));
   }
 
  private:
   static constexpr int64_t kMostRows = (int64_t{1} << 31) - 1025;
+  static constexpr int64_t kMostNumbers = int64_t{1} << 50;
   ala_error* error_;
   ala_status status_ = ALA_OK;
 };
@@ -123,10 +128,14 @@ void check(Check& c, const ala_focal_weighting_request& r, bool) {
   c.labelled(r);
   c.required(r.phi, "phi");
   if (!c.ok()) return;
+  const bool is_double = r.x.dtype == ALA_F64;
+  const auto rounded = [&](double v) { return is_double ? v : static_cast<double>(static_cast<float>(v)); };
   for (int k = 0; k < 2; ++k)
-    if (!(r.phi[k] > 0) || !std::isfinite(r.phi[k]))
-      c.fail(ALA_INVALID_ARGUMENT, "phi[%d] must be positive and finite, got %g", k, r.phi[k]);
-  if (!std::isfinite(r.offset)) c.fail(ALA_INVALID_ARGUMENT, "offset must be finite, got %g", r.offset);
+    if (!(rounded(r.phi[k]) > 0) || !std::isfinite(rounded(r.phi[k])))
+      c.fail(ALA_INVALID_ARGUMENT, "phi[%d] must be positive and finite in the compute type, got %g", k,
+             r.phi[k]);
+  if (!std::isfinite(rounded(r.offset)))
+    c.fail(ALA_INVALID_ARGUMENT, "offset must be finite in the compute type, got %g", r.offset);
   if (r.lse_given && r.x.rows > 0) c.required(r.lse, "lse");
 }
 
@@ -159,13 +168,20 @@ void check(Check& c, const ala_positive_ranks_request& r, bool) {
   c.required(r.offsets, "offsets");
   if (!c.ok()) return;
   if (r.offsets[0] != 0) c.fail(ALA_INVALID_ARGUMENT, "offsets must start at 0");
-  for (int64_t i = 0; i < r.x.rows && c.ok(); ++i)
+  const int64_t most = r.symmetric ? r.x.rows - 1 : r.y.rows;
+  for (int64_t i = 0; i < r.x.rows && c.ok(); ++i) {
     if (r.offsets[i + 1] < r.offsets[i]) c.fail(ALA_INVALID_ARGUMENT, "offsets must not decrease");
+    if (c.ok() && r.offsets[i + 1] - r.offsets[i] > most)
+      c.fail(ALA_INVALID_ARGUMENT, "offsets must count at most %lld positives a row, got %lld",
+             static_cast<long long>(most), static_cast<long long>(r.offsets[i + 1] - r.offsets[i]));
+  }
   if (c.ok() && (r.first_only ? r.x.rows : r.offsets[r.x.rows]) > 0) {
     c.required(r.pessimistic, "pessimistic");
     c.required(r.optimistic, "optimistic");
   }
 }
+
+constexpr int64_t kMostThreads = 65536;
 
 template <class Request>
 using Op = ala_status (*ala::Kernels::*)(const Request&, const ala::Call&);
@@ -182,19 +198,20 @@ ala_status dispatch(Op<Request> op, const Request* request, const ala_executor* 
     c.fail(ALA_UNSUPPORTED_ISA, "ALA_METRIC_ISA=%s: unknown, or not supported by this CPU", isa);
   else
     check(c, *request, bytes == nullptr);
-  if (executor && executor->threads < 1)
-    c.fail(ALA_INVALID_ARGUMENT, "executor.threads must be >= 1, got %lld",
-           static_cast<long long>(executor->threads));
+  if (executor && (executor->threads < 1 || executor->threads > kMostThreads))
+    c.fail(ALA_INVALID_ARGUMENT, "executor.threads must be in [1, %lld], got %lld",
+           static_cast<long long>(kMostThreads), static_cast<long long>(executor->threads));
   if (executor) c.required(reinterpret_cast<const void*>(executor->run), "executor.run");
-  if (!bytes) {
-    int64_t needed = 0;
-    if (c.ok()) (kernels->*op)(*request, {executor, nullptr, 0, &needed});
-    if (c.ok() && (!workspace || workspace_bytes < needed))
-      c.fail(ALA_WORKSPACE_TOO_SMALL, "workspace must have %lld bytes, got %lld",
-             static_cast<long long>(needed), static_cast<long long>(workspace ? workspace_bytes : 0));
-  }
-  if (!c.ok()) return c.status();
-  const ala_status status = (kernels->*op)(*request, {executor, workspace, workspace_bytes, bytes});
+  int64_t needed = 0;
+  if (c.ok()) (kernels->*op)(*request, {executor, nullptr, 0, &needed});
+  if (c.ok() && needed == INT64_MAX)
+    c.fail(ALA_INVALID_ARGUMENT, "x, y and executor.threads ask for more workspace than int64 counts");
+  if (c.ok() && bytes) *bytes = needed;
+  if (c.ok() && !bytes && (!workspace || workspace_bytes < needed))
+    c.fail(ALA_WORKSPACE_TOO_SMALL, "workspace must have %lld bytes, got %lld",
+           static_cast<long long>(needed), static_cast<long long>(workspace ? workspace_bytes : 0));
+  if (!c.ok() || bytes) return c.status();
+  const ala_status status = (kernels->*op)(*request, {executor, workspace, workspace_bytes, nullptr});
   if (status == ALA_INVALID_ARGUMENT)  // ranks only: the others look at no values
     c.fail(status, "x and y must be finite, and offsets those of the labels");
   return status;

@@ -130,7 +130,9 @@ struct VectorMath {
   static ALA_HD V exp(V x) { return exp(x, V{}); }
   static ALA_HD V exp(V x, V rest) {
     constexpr int bits = Lane<T>::kMantissaBits;
-    x = max(x, set(kFloat ? -87.3 : -708.3));
+    const V lowest = set(kFloat ? -87.3 : -708.3);
+    rest = S::select(S::less(x, lowest), V{}, rest);  // units of a large x are larger than the range
+    x = max(x, lowest);
     const V magic =
         set(kFloat ? 12582912.0 : 6755399441055744.0);  // 1.5 * 2^bits: adding it rounds to an integer
     const V shifted = x * set(1.4426950408889634) + magic;

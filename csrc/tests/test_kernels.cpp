@@ -621,7 +621,9 @@ void test_bad_arguments() {
   r = good, r.phi = nullptr, refused(r, "phi");
   r = good, r.offset = NAN, refused(r, "offset");
   r = good, r.lse_given = 1, refused(r, "lse");
-  for (double wrong : {0.0, -1.0, static_cast<double>(NAN), static_cast<double>(INFINITY)})
+  r = good, r.offset = 1e50, refused(r, "offset");  // as a float: Inf
+  r = good, r.x.cols = r.y.cols = int64_t{1} << 60, refused(r, "2^50 numbers");
+  for (double wrong : {0.0, -1.0, static_cast<double>(NAN), static_cast<double>(INFINITY), 1e39, 1e-50})
     phi[1] = wrong, refused(good, "phi[1]");
   phi[1] = 8;
   CHECK(ala_focal_weighting_workspace(nullptr, nullptr, &bytes, &error) == ALA_INVALID_ARGUMENT);
@@ -629,8 +631,66 @@ void test_bad_arguments() {
   std::vector<char> workspace(bytes);
   CHECK(ala_focal_weighting(&good, nullptr, workspace.data(), bytes - 1, &error) == ALA_WORKSPACE_TOO_SMALL);
   CHECK(ala_focal_weighting(&good, nullptr, nullptr, bytes, &error) == ALA_WORKSPACE_TOO_SMALL);
-  const Threads none(0);
+  Threads none(0);
   CHECK(ala_focal_weighting(&good, &none.executor, workspace.data(), bytes, &error) == ALA_INVALID_ARGUMENT);
+  for (int64_t threads : {int64_t{65537}, int64_t{1} << 62, INT64_MAX}) {
+    none.executor.threads = threads;
+    CHECK(ala_focal_weighting_workspace(&good, &none.executor, &bytes, &error) == ALA_INVALID_ARGUMENT);
+    CHECK(std::strstr(error.message, "executor.threads") != nullptr);
+  }
+  none.executor.threads = 65536;  // and wide rows: together more than int64 counts, but not each alone
+  ala_pairwise_distance_request wide{};
+  wide.x = wide.y = {x.view.data, ALA_F32, 1000, int64_t{1} << 40, 0, 0};
+  CHECK(ala_pairwise_distance_workspace(&wide, &none.executor, &bytes, &error) == ALA_INVALID_ARGUMENT ||
+        bytes > 0);
+}
+
+void test_bad_counts() {
+  test::context = "counts";
+  Problem p = random_problem(4, -1, 3, 2, Kind::unit, 5);
+  const Stored x(p.x, p.n, p.dims, ALA_F32, Layout::contiguous);
+  ala_error error;
+  int64_t bytes;
+  ala_positive_ranks_request ranks{};
+  ranks.x = x.view;
+  ranks.symmetric = 1;
+  ranks.x_labels = p.x_labels.data();
+  int64_t found[4];
+  ranks.pessimistic = ranks.optimistic = found;
+  for (int64_t each : {int64_t{4}, int64_t{1} << 57, int64_t{1} << 60}) {
+    const int64_t offsets[] = {0, each, each, each, each};
+    ranks.offsets = offsets;
+    CHECK(ala_positive_ranks_workspace(&ranks, nullptr, &bytes, &error) == ALA_INVALID_ARGUMENT);
+    CHECK(std::strstr(error.message, "at most 3 positives") != nullptr);
+  }
+  const Vector phi(10, 1.0);
+  ala_mined_pairs_request mined{};
+  mined.x = x.view;
+  mined.symmetric = 1;
+  mined.phi = phi.data();
+  mined.n_positive = INT64_MAX;
+  CHECK(ala_mined_pairs_workspace(&mined, nullptr, &bytes, &error) == ALA_INVALID_ARGUMENT);
+  CHECK(std::strstr(error.message, "n_positive") != nullptr);
+}
+
+// Negatives so far for their sharpness that they weigh nothing.
+void test_extreme_sharpness() {
+  test::context = "sharpness";
+  Problem p = random_problem(40, -1, 19, 4, Kind::unit, 12);
+  const Stored x(p.x, p.n, p.dims, ALA_F32, Layout::contiguous);
+  const std::vector<float> weights(p.weights.begin(), p.weights.end());
+  Outputs<float> none(p, 2);
+  for (double sharpness : {1e6, 1e13, 1e15, 1e30}) {
+    const Vector phi = {2, sharpness};
+    Outputs<float> got(p, 2);
+    auto request = labelled_request<ala_focal_weighting_request>(p, x.view, {}, weights, phi, got, true);
+    CALL(focal_weighting, request, nullptr);  // offset 0: every negative is far
+    for (float l : got.loss) CHECK(std::isfinite(l));
+    for (float g : got.grad_x) CHECK(std::isfinite(g));
+    if (sharpness == 1e6) none = got;
+    CHECK_CLOSE(Vector(got.grad_x.begin(), got.grad_x.end()), Vector(none.grad_x.begin(), none.grad_x.end()),
+                1e-6);
+  }
 }
 
 void test_scalar_shapes() {
@@ -675,6 +735,8 @@ int main() {
   test_same_bits_for_any_threads();
   test_nan_flows();
   test_bad_arguments();
+  test_bad_counts();
+  test_extreme_sharpness();
   std::printf("%s: %d failures\n", isa, test::failures);
   return test::failures != 0;
 }

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <random>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -12,7 +13,12 @@ namespace {
 // The core asks for threads through a callback, so that it fits into any program's thread pool.
 void run_on_threads(void*, int64_t n_tasks, ala_task task, void* context) {
   std::vector<std::thread> threads;
-  for (int64_t t = 1; t < n_tasks; ++t) threads.emplace_back(task, context, t);
+  int64_t t = 1;
+  try {
+    for (; t < n_tasks; ++t) threads.emplace_back(task, context, t);
+  } catch (const std::system_error&) {  // no more threads to be had: the rest runs here
+    for (; t < n_tasks; ++t) task(context, t);
+  }
   if (n_tasks > 0) task(context, 0);
   for (auto& thread : threads) thread.join();
 }

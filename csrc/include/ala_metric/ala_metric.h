@@ -1,4 +1,4 @@
-/* ala_metric: fused pair kernels over raw pointers. Plain C, no dependencies.
+/* ala_metric: fused pair kernels over raw pointers. Plain C; a C program links the C++ runtime and libm too.
  *
  * Every op takes a request struct, an executor (NULL: this thread only) and a workspace owned by the caller:
  *
@@ -64,8 +64,9 @@ typedef struct ala_matrix {
 } ala_matrix;
 
 /* Who runs the work. `run` calls task(context, t) once for every t in [0, n_tasks) and returns when all have
- * returned; tasks of one run are independent, may run in any order and on any threads, and never throw.
- * `threads` >= 1 is the most tasks worth starting at once; n_tasks never exceeds it. `self` is the caller's.
+ * returned; tasks may start in any order and on any threads, and never throw. A task that runs may wait for
+ * others that have started, so each must be let run to its end. `threads`, 1 to 65,536, is the most tasks
+ * worth starting at once; n_tasks never exceeds it. `self` is the caller's.
  * The same `threads` must be given to the size query and to the op. */
 typedef void (*ala_task)(void* context, int64_t t);
 typedef struct ala_executor {
@@ -121,8 +122,16 @@ ALA_API ala_status ala_pairwise_distance_backward(const ala_pairwise_distance_ba
 /* ---- Distance mixture (Eq. 9) ------------------------------------------------------------------------- */
 
 /* loss[i] = mean over positives p of sum_k phi[k] F+_k(d_ip) + mean over negatives n of sum_k phi[5 + k]
- * F-_k(d_in); an empty mean is 0. Positives of i are the references with its label. The shapes are in
- * csrc/core/shapes.h. Gradients are those of sum_i weights[i] * loss[i], from the same pass as the loss. */
+ * F-_k(d_in); an empty mean is 0. Positives of i are the references with its label.
+ *
+ *     k   F+_k(d)                           F-_k(d)
+ *     1   d^2                               0.5/d, continued by its tangent below d = 0.1
+ *     2   d                                 2 - d
+ *     3   sqrt(d + 0.01) - 0.1              -log(d/2), continued by its tangent below d = 0.1
+ *     4   0.5 d^3                           2 exp(-2d)
+ *     5   log(1 + exp(6 (d - 0.8))) / 6     log(1 + exp(6 (1.2 - d))) / 6
+ *
+ * Gradients are those of sum_i weights[i] * loss[i], from the same pass as the loss. */
 typedef struct ala_distance_mixture_request {
   ala_matrix x, y;
   int32_t symmetric;
