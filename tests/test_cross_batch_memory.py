@@ -54,6 +54,34 @@ def per_anchor(name: str, x: Tensor, labels: Tensor, queue: Tensor, owner: Tenso
     return ops.focal_of_matrix(distance, positive, ~same, torch.tensor([2.0, 8.0]).double(), 1.0)
 
 
+def test_what_does_not_fit_is_named() -> None:
+    memory = losses.CrossBatchMemory(make("mixture"), 5, 20)
+    x, labels = next(batches(1))
+    for bad in (labels / 2, labels > 1):
+        with pytest.raises(TypeError, match="labels must have an integer dtype"):
+            memory(x, bad)
+    with pytest.raises(ValueError, match="labels"):
+        memory(x, None)
+    with pytest.raises(ValueError, match=r"5 columns \(embedding_size\), got 4"):
+        memory(x[:, :4], labels)
+    assert memory.queue_idx == 0  # nothing has entered
+
+
+def test_two_graphs_wait_for_their_backward_passes() -> None:
+    memory = losses.CrossBatchMemory(make("mixture"), 5, 40)
+    (a, labels), (b, more), (c, most) = batches(3)
+    expected = []
+    for x, y in ((a, labels), (b, more), (c, most)):
+        expected += torch.autograd.grad(memory(x, y), x)
+    memory = losses.CrossBatchMemory(make("mixture"), 5, 40)
+    first, second = memory(a, labels), memory(b, more)
+    first.backward()
+    third = memory(c, most)
+    second.backward()
+    third.backward()
+    assert all(map(torch.equal, (a.grad, b.grad, c.grad), expected))
+
+
 @pytest.mark.parametrize("name", ["mixture", "focal"])
 def test_brute_force_with_wrap_around(impl: str, name: str) -> None:
     memory = losses.CrossBatchMemory(make(name, impl=impl), 5, 20)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pytorch_metric_learning import distances, miners, reducers, regularizers
 from pytorch_metric_learning.losses import CrossBatchMemory, MultipleLosses, MultiSimilarityLoss
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
 from ala_metric import ops
@@ -236,6 +237,59 @@ def test_no_pairs_is_a_zero_with_a_graph(impl: str, name: str, rows: int, indice
     assert loss.item() == 0 or (rows == 5 and listed is None)
     loss.backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("distance", [distances.LpDistance(), distances.LpDistance(p=1)])
+def test_indices_that_name_no_pairs(name: str, distance, x: Tensor, labels: Tensor) -> None:
+    loss = make(name, distance=distance)
+
+    def call(*lists: list) -> Tensor:
+        return loss(x, labels, tuple(map(torch.tensor, lists)))
+
+    for lists in (([0, 1], [1, 0], [2, 20]), ([1, 2], [-1, 3], [5, 6]), ([0, 1], [1, 40], [5, 6])):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 19\]"):
+            call(*lists)
+    with pytest.raises(TypeError, match="integer dtype"):
+        call([0.9], [1.7], [5.0])
+    with pytest.raises(ValueError, match="equal lengths"):
+        call([0, 1, 2], [3], [5, 6, 7])
+    with pytest.raises(TypeError, match="indices_tuple must hold tensors, got list"):
+        loss(x, labels, ([0], [1], [2]))
+
+
+def test_a_matrix_of_nothing_sensible_is_refused(name: str, x: Tensor, labels: Tensor) -> None:
+    loss = make(name, distance=distances.LpDistance(p=1))
+    with pytest.raises(TypeError, match="labels must have an integer dtype"):
+        loss(x, labels / 2)
+    with pytest.raises(ValueError, match="embeddings must be finite"):
+        loss(x * math.nan, labels)
+
+
+def test_own_labels_for_the_same_rows(name: str, x: Tensor, labels: Tensor) -> None:
+    """As in pytorch-metric-learning, rows with other labels are references of their own."""
+    other = labels.flip(0)
+    loss = make(name)
+    assert torch.equal(loss(x, labels, None, x, other), loss(x, labels, None, x.clone(), other))
+    assert torch.equal(loss(x, labels, None, x, labels), loss(x, labels))
+
+
+def test_sums_of_half_precision_rows_are_in_float32() -> None:
+    x, labels = torch.randn(300, 8).half(), torch.arange(300) // 2
+    loss = DistanceMixtureLoss(PHI, reducer=reducers.SumReducer())
+    lists = lmu.get_all_pairs_indices(labels)
+    value = loss(x, labels, lists)
+    assert value > 70_000  # more than float16 holds
+    assert torch.allclose(value, loss(x.float(), labels, lists))
+
+
+def test_compiled_whole(name: str, labels: Tensor) -> None:
+    x = torch.randn(20, 6)
+    loss = make(name)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    compiled(a, labels).backward()
+    loss(b, labels).backward()
+    torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_one_side_empty(name: str, x: Tensor, labels: Tensor) -> None:

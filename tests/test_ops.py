@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import ala_metric as ala
 from ala_metric import ops
@@ -450,6 +451,57 @@ def test_vmap_says_no(impl: str) -> None:
     x, labels = batch(8, 3)
     with pytest.raises(NotImplementedError, match="vmap over emb is not supported"):
         torch.vmap(lambda v: ops.distance_mixture(v, labels, PHI, impl=impl))(x.expand(2, 8, 3))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_mean_of_no_anchors_is_zero(impl: str, loss: str) -> None:
+    op, phi, _ = loss_op(loss)
+    x = torch.empty(0, 4, requires_grad=True)
+    for emb in (x, x.detach()):
+        value = op(emb, torch.empty(0, dtype=torch.int64), phi, impl=impl, reduction="mean")
+        assert value.item() == 0
+    op(x, torch.empty(0, dtype=torch.int64), phi, impl=impl, reduction="mean").backward()
+    assert x.grad.shape == (0, 4)
+
+
+def test_derivatives_that_are_not_there_are_refused(impl: str) -> None:
+    """Torch takes a missing forward-mode derivative for zero."""
+    x, labels = torch.randn(6, 3, dtype=torch.float64), torch.arange(6) // 2
+    phi, a, b = torch.rand(10, dtype=torch.float64), torch.tensor([0, 2]), torch.tensor([1, 3])
+    calls = {
+        "distance_mixture": lambda x: ops.distance_mixture(x, labels, phi, impl=impl),
+        "focal_weighting": lambda x: ops.focal_weighting(x, labels, phi[:2] + 1, impl=impl),
+        "pairwise_distance": lambda x: ops.pairwise_distance(x, impl=impl),
+        "mixture_pairs": lambda x: ops.mixture_pairs(x, a, b, phi[:5], positive=True, impl=impl),
+        "mixture_triplets": lambda x: ops.mixture_triplets(x, a, b, b, phi, impl=impl),
+    }
+    for name, call in calls.items():
+        if impl == "reference":
+            forward, backward = torch.func.jacfwd(call)(x), torch.func.jacrev(call)(x)
+            torch.testing.assert_close(forward, backward)
+            continue
+        with pytest.raises(NotImplementedError, match=name):
+            torch.func.jvp(call, (x,), (x,))
+        with pytest.raises(NotImplementedError, match=name):
+            torch.func.grad(lambda x, call=call: call(x).sum())(x)
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=name):
+            call(forward_ad.make_dual(x, x))
+    if impl != "reference":
+        with pytest.raises(NotImplementedError, match="distance_mixture"):
+            torch.func.jvp(lambda p: ops.distance_mixture(x, labels, p, impl=impl), (phi,), (phi,))
+    with pytest.raises(NotImplementedError, match="vmap over phi"):
+        torch.vmap(lambda p: ops.distance_mixture(x, labels, p, impl=impl))(phi.expand(2, 10))
+
+
+def test_offset_may_change_under_compile(impl: str) -> None:
+    x, labels, phi = torch.randn(6, 3), torch.arange(6) // 2, torch.tensor([2.0, 8.0])
+
+    def call(offset: float) -> Tensor:
+        return ops.focal_weighting(x, labels, phi, offset=offset, impl=impl)
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")
+    for offset in (1.0, 0.5, 0.25):
+        torch.testing.assert_close(compiled(offset), call(offset))
 
 
 def test_autocast(impl: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .._pml import BaseMetricLossFunction, MeanReducer, MultipleReducers
+from ..ops._check import check_embeddings, check_indices, check_labels, check_references
 from ..types import Impl, PhiSpec, Precision, Reduction
 from . import _distance
 
@@ -121,7 +122,7 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         if ref_emb is not None:
             check_rows(ref_emb, ref_labels, "ref_emb", "ref_labels")
             if indices_tuple is None:
-                _needed(ref_labels)
+                needed(ref_labels)
         elif ref_labels is not None:
             raise ValueError("ref_labels was given without ref_emb; give both or neither")
         return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
@@ -140,27 +141,36 @@ class AdaptivePairLoss(BaseMetricLossFunction):
                 "indices_tuple must be (anchors, positives, negatives) or "
                 f"(anchors, positives, anchors, negatives), got {len(indices_tuple)} index lists"
             )
+        for listed in indices_tuple or ():
+            if not isinstance(listed, Tensor):
+                raise TypeError(f"indices_tuple must hold tensors, got {type(listed).__name__}")
         if embeddings.shape[0] == 0:
             return {name: self.zero_loss() for name in self._sub_loss_names()[:1]}
-        own = ref_emb is embeddings  # forward() hands the batch itself on when there are no references
+        # forward() hands the batch itself on when there are no references
+        own = ref_emb is embeddings and ref_labels is labels
         phi = self.phi.to(embeddings.device, copy=True)  # a later set_phi must not reach this graph
         if _distance.is_euclidean(self.distance):
             x = _distance.rows(self.distance, embeddings)
             y = None if own else _distance.rows(self.distance, ref_emb)
             if indices_tuple is not None:
                 return self.mined(_RowPairs(x, y, self.impl), indices_tuple, phi)
-            ref_labels = None if own else _needed(ref_labels)
-            return self.all_pairs(x, _needed(labels), y, ref_labels, phi, self._reduction())
+            ref_labels = None if own else needed(ref_labels)
+            return self.all_pairs(x, needed(labels), y, ref_labels, phi, self._reduction())
+        if not torch._C._are_functorch_transforms_active():  # a distance of plain torch works under vmap
+            check_references(check_embeddings(embeddings, "embeddings"), ref_emb, "embeddings")
         matrix = self.distance(embeddings, ref_emb)
         if indices_tuple is not None:
             return self.mined(_MatrixPairs(matrix), indices_tuple, phi)
-        return self.all_pairs_of_matrix(matrix, *_masks(_needed(labels), _needed(ref_labels), own), phi)
+        labels = check_labels(needed(labels), embeddings, "labels", "embeddings")
+        ref_labels = labels if own else check_labels(needed(ref_labels), ref_emb, "ref_labels", "ref_emb")
+        return self.all_pairs_of_matrix(matrix, *_masks(labels, ref_labels, own), phi)
 
     def _reduction(self) -> Reduction:
         """A mean where the reducer makes a plain one of the losses and keeps no statistics of them."""
         reducer = self.reducer
         if isinstance(reducer, MultipleReducers):
-            reducer = dict(reducer.reducers).get("loss")
+            parts = reducer.reducers  # no dictionary: it has no get(), and torch.compile makes none of it
+            reducer = parts["loss"] if "loss" in parts else None  # noqa: SIM401
         return "mean" if type(reducer) is MeanReducer and not reducer.collect_stats else "none"
 
     def all_pairs(
@@ -212,13 +222,12 @@ class AdaptivePairLoss(BaseMetricLossFunction):
 
 
 class _Reducers(MultipleReducers):
-    """One reducer for each sub-loss. A single sub-loss needs no sum, which PML makes in the rows' dtype."""
+    """One reducer for each sub-loss, and their sum in its own dtype: PML's is that of the rows."""
 
     def forward(self, loss_dict: LossDict, embeddings: Tensor, labels: Tensor | None) -> Any:
-        if len(loss_dict) != 1:
-            return super().forward(loss_dict, embeddings, labels)
         self.reset_stats()
-        return self.reducers[next(iter(loss_dict))](loss_dict, embeddings, labels)
+        found = [self.reducers[name]({name: part}, embeddings, labels) for name, part in loss_dict.items()]
+        return sum(found[1:], found[0])
 
 
 def check_rows(x: Any, labels: Any, name: str, labels_name: str) -> None:
@@ -244,6 +253,7 @@ class _RowPairs:
 
     def __init__(self, x: Tensor, y: Tensor | None, impl: Impl) -> None:
         self.x, self.y, self.impl = x, y, impl
+        self.like = x
         self.shape = (x.shape[0], (x if y is None else y).shape[0])
 
     def mixture(self, anchors: Tensor, others: Tensor, phi: Tensor, *, positive: bool) -> Tensor:
@@ -265,7 +275,7 @@ class _MatrixPairs:
     """Mined pairs looked up in the matrix of any other pytorch-metric-learning distance."""
 
     def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
+        self.matrix = self.like = matrix
         self.shape = tuple(matrix.shape)
 
     def mixture(self, anchors: Tensor, others: Tensor, phi: Tensor, *, positive: bool) -> Tensor:
@@ -276,7 +286,17 @@ class _MatrixPairs:
         return pull + self.mixture(anchors, negatives, phi[5:], positive=False)
 
     def distance(self, anchors: Tensor, others: Tensor) -> Tensor:
-        return self.matrix[anchors.long(), others.long()]
+        anchors, others = check_lists(self, anchors, others)
+        return self.matrix[anchors, others]
+
+
+def check_lists(pairs: _RowPairs | _MatrixPairs, anchors: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Two lists of a miner as int64; refused where they do not name pairs."""
+    anchors = check_indices(anchors, pairs.shape[0], pairs.like, "anchors")
+    others = check_indices(others, pairs.shape[1], pairs.like, "others")
+    if anchors.shape != others.shape:
+        raise ValueError(f"index lists must have equal lengths, got {len(anchors)} and {len(others)}")
+    return anchors, others
 
 
 def positive_pairs(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -299,7 +319,7 @@ def listed_rows(y: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return y[others], torch.arange(others.shape[0], device=others.device)
 
 
-def _needed(labels: Tensor | None) -> Tensor:
+def needed(labels: Tensor | None) -> Tensor:
     if labels is None:
         raise ValueError("labels (and ref_labels with ref_emb) are needed when indices_tuple is None")
     return labels

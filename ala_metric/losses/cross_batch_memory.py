@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from .. import _pml
 from .._gather import gather_rows, row_counts, world_size
 from .._pml import loss_and_miner_utils
 from .._ranks import rank
-from ..ops._check import check_embeddings, known_values
+from ..ops._check import check_embeddings, check_labels, known_values
 from . import _distance
-from ._base import check_rows
+from ._base import check_rows, needed
 from ._wrapper import PassesPhiOn, all_pairs, is_fused, reduce
 
 Indices = tuple[Tensor, ...]
@@ -94,7 +95,7 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
             )
         super().__init__(loss, embedding_size, memory_size, miner)
         self.synchronize = synchronize
-        self._held = False
+        self._graphs = self._held = 0
 
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
@@ -112,7 +113,13 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
             raise ValueError("indices_tuple and enqueue_mask are mutually exclusive")
         check_rows(embeddings, labels, "embeddings", "labels")
         self.reset_stats()
-        labels = labels.to(embeddings.device, torch.int64)
+        if embeddings.shape[1] != self.embedding_size:
+            found = embeddings.shape[1]
+            raise ValueError(
+                f"embeddings must have {self.embedding_size} columns (embedding_size), got {found}"
+            )
+        labels = needed(labels).to(embeddings.device)
+        labels = check_labels(labels, embeddings, "labels", "embeddings")
         entering = torch.ones_like(labels) if enqueue_mask is None else enqueue_mask.to(labels)
         if entering.shape != labels.shape:
             raise ValueError(f"enqueue_mask must have shape [{len(labels)}], got {tuple(entering.shape)}")
@@ -130,19 +137,21 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
             rows, embeddings, labels = (v[entering == 0] for v in (rows, embeddings, labels))
         filled = self.memory_size if self.has_been_filled else self.queue_idx
         queue, queue_labels = self.embedding_memory[:filled], self.label_memory[:filled]
-        self._held = torch.is_grad_enabled()
+        self._graphs += 1
+        self._held = self._graphs if torch.is_grad_enabled() else 0
         if listed:
             lists = self._lists(embeddings, labels, queue, queue_labels, indices_tuple, own)
             return self.loss(embeddings, labels, lists, queue, queue_labels)
         with known_values():
             losses = all_pairs(self.loss, rows, labels, queue, queue_labels, own)
         if losses.requires_grad:
-            losses.register_hook(self._release)
+            losses.register_hook(partial(self._release, self._graphs))
         return reduce(self.loss, losses, embeddings, labels, together)
 
-    def _release(self, _: Tensor) -> None:
-        """Called by the backward pass."""
-        self._held = False
+    def _release(self, graph: int, _: Tensor) -> None:
+        """Called by the backward pass of a graph; the queue is free if that was the latest one."""
+        if self._held == graph:
+            self._held = 0
 
     @torch.no_grad()
     def _enqueue(self, rows: Tensor, labels: Tensor, entering: Tensor, together: bool) -> Tensor:
@@ -158,12 +167,12 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
             raise ValueError(f"memory_size={self.memory_size} is too small for {new} new rows")
         slots = torch.where(entering, self.queue_idx + entering.cumsum(0) - 1, -1)
         slots = torch.where(entering, slots % self.memory_size, -1)
-        if self._held:  # a graph that waits for its backward pass needs the queue as it was
+        if self._held > 0:  # a graph that waits for its backward pass needs the queue as it was
             self.embedding_memory, self.label_memory = (
                 self.embedding_memory.clone(),
                 self.label_memory.clone(),
             )
-        self._held = False
+        self._held = 0
         self.embedding_memory = self.embedding_memory.to(rows).index_copy_(0, slots[entering], rows[entering])
         self.label_memory = self.label_memory.to(labels).index_copy_(0, slots[entering], labels[entering])
         self.has_been_filled = self.has_been_filled or self.queue_idx + new >= self.memory_size

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .._gather import Group, gather_rows, pass_on, row_counts, world_size
 from .._ranks import rank
+from ..ops._check import check_labels
 from . import _distance
 from ._base import AdaptivePairLoss, check_rows
 from ._wrapper import PassesPhiOn, all_pairs, is_fused, reduce
@@ -113,7 +114,7 @@ class DistributedLoss(PassesPhiOn, nn.Module):
         return self.loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
     def _of_own_anchors(self, embeddings: Tensor, labels: Any) -> Any:
-        labels = labels.to(embeddings.device, torch.int64)
+        labels = check_labels(labels.to(embeddings.device), embeddings, "labels", "embeddings")
         rows = _distance.rows(self.loss.distance, embeddings)
         group = self.group
         counts = row_counts(labels, group)

@@ -12,7 +12,15 @@ from torch import Tensor
 from .. import ops
 from ..types import Impl, PhiSpec, Precision, Reduction
 from . import _distance
-from ._base import AdaptivePairLoss, LossDict, _MatrixPairs, _RowPairs, listed_rows, positive_pairs
+from ._base import (
+    AdaptivePairLoss,
+    LossDict,
+    _MatrixPairs,
+    _RowPairs,
+    check_lists,
+    listed_rows,
+    positive_pairs,
+)
 
 
 class FocalWeightingLoss(AdaptivePairLoss):
@@ -168,7 +176,8 @@ class FocalWeightingLoss(AdaptivePairLoss):
         self, pairs: _RowPairs | _MatrixPairs, anchors: Tensor, others: Tensor, sharpness: Tensor
     ) -> Tensor:
         rows, references = pairs.shape
-        listed = torch.unique(anchors.long() * references + others.long())
+        anchors, others = check_lists(pairs, anchors, others)
+        listed = torch.unique(anchors * references + others)
         anchors, others = listed // references, listed % references
         exponent = sharpness * (pairs.distance(anchors, others) - self.offset)
         return log1p_sum_exp(exponent, anchors, rows) / sharpness.abs()

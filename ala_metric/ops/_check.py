@@ -10,8 +10,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ..types import Precision, Reduction
+from ..types import Impl, Precision, Reduction
 
 _checks: Literal["auto", "full", "cheap"] = "auto"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -76,12 +77,31 @@ def _all_finite(x: Tensor) -> bool:
     return math.isfinite(x.detach().sum().item()) or bool(torch.isfinite(x.detach()).all())
 
 
+def _refuse_batched(x: Tensor, name: str) -> None:
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x):
+        raise NotImplementedError(f"vmap over {name} is not supported; call the op once per batch")
+
+
+def check_derivatives(op: str, impl: Impl, *inputs: Tensor | None) -> None:
+    """Refuse derivatives that kernels and strips lack: torch takes some for zero, and fails at others."""
+    if torch.compiler.is_compiling() or impl == "reference":
+        return
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+        return
+    for x in inputs:
+        if x is None:
+            continue
+        if forward_ad.unpack_dual(x).tangent is not None:
+            raise NotImplementedError(f"{op} has no forward-mode derivative; use impl='reference' for one")
+        if torch._C._functorch.is_gradtrackingtensor(x):
+            raise NotImplementedError(f"torch.func does not differentiate {op}; use impl='reference' there")
+
+
 def check_embeddings(x: Tensor, name: str) -> Tensor:
     """Refuse anything but a 2-D floating point tensor (without NaN and Inf under full checks)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x):
-        raise NotImplementedError(f"vmap over {name} is not supported; call the op once per batch")
+    _refuse_batched(x, name)
     if x.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.ndim != 2:
@@ -139,6 +159,7 @@ def check_phi(phi: Tensor, length: int, emb: Tensor, *, positive: bool = False) 
     if not isinstance(phi, Tensor) or not phi.is_floating_point():
         found = phi.dtype if isinstance(phi, Tensor) else type(phi).__name__
         raise TypeError(f"phi must be a floating point tensor, got {found}")
+    _refuse_batched(phi, "phi")
     if phi.shape != (length,):
         raise ValueError(f"phi must have shape [{length}], got {tuple(phi.shape)}")
     if phi.device != emb.device:

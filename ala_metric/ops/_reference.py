@@ -30,6 +30,11 @@ def pair_masks(labels: Tensor, ref_labels: Tensor | None, own: Tensor | None = N
     return same, ~same
 
 
+def mean_of(losses: Tensor) -> Tensor:
+    """Mean over the anchors; the mean of nothing is 0."""
+    return losses.mean() if losses.shape[0] > 0 else losses.sum()
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Row means over ``mask``; the mean of nothing is 0."""
     return torch.where(mask, values, 0).sum(1) / mask.sum(1).clamp_min(1)

@@ -85,7 +85,7 @@ def choose(op: str, impl: Impl, device: torch.device | str) -> Choice:
         return _DEMANDED if impl == "native" else _INSTALLED
     if impl == "native":
         raise RuntimeError(f"impl='native' cannot run {op} on {device}: {obstacle}")
-    if not _native.native_info().available and not _noticed:
+    if not torch.compiler.is_compiling() and not _native.native_info().available and not _noticed:
         _noticed = True
         _log.warning("ala_metric runs without its fused kernels, in plain PyTorch: %s", obstacle)
     return Choice("strips", obstacle)

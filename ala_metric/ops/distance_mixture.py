@@ -9,8 +9,16 @@ from torch import Tensor
 
 from ..types import Impl, Precision, Reduction
 from . import _functions as f
-from ._check import check_batch, check_own, check_phi, check_precision, check_reduction, compute
-from ._reference import distance_matrix, masked_mean, pair_masks
+from ._check import (
+    check_batch,
+    check_derivatives,
+    check_own,
+    check_phi,
+    check_precision,
+    check_reduction,
+    compute,
+)
+from ._reference import distance_matrix, masked_mean, mean_of, pair_masks
 from ._select import choose
 from ._strips import PairStrips, differentiable_once
 
@@ -102,6 +110,7 @@ def distance_mixture(
     which = choose("distance_mixture", impl, emb.device).impl
     if which == "native" and own is not None and not emb.is_cpu:
         which = "strips"
+    check_derivatives("distance_mixture", which, emb, ref_emb, phi)
     if which == "native":
         from . import native
 
@@ -116,7 +125,7 @@ def distance_mixture(
     else:
         distance = distance_matrix(x, x if y is None else y)
         losses = mixture_of_matrix(distance, *pair_masks(labels, ref_labels, own), phi)
-    return losses.mean() if mean else losses
+    return mean_of(losses) if mean else losses
 
 
 def mixture_of_matrix(distance: Tensor, positive: Tensor, negative: Tensor, phi: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..types import Impl, Precision, Reduction
-from ._check import check_batch, check_phi, check_precision, check_reduction, compute
-from ._reference import distance_matrix, masked_log1p_sum_exp, pair_masks
+from ._check import check_batch, check_derivatives, check_phi, check_precision, check_reduction, compute
+from ._reference import distance_matrix, masked_log1p_sum_exp, mean_of, pair_masks
 from ._select import choose
 from ._strips import PairStrips, differentiable_once
 
@@ -83,11 +83,12 @@ def focal_weighting(
     """
     emb, labels, ref_emb, ref_labels = check_batch(emb, labels, ref_emb, ref_labels)
     phi = check_phi(phi, 2, emb, positive=True)
-    if not math.isfinite(offset):
+    if not -math.inf < offset < math.inf:  # symbolic while torch.compile traces
         raise ValueError(f"offset must be finite, got {offset}")
     lowest = check_precision(precision, emb)
     mean = check_reduction(reduction)
     which = choose("focal_weighting", impl, emb.device).impl
+    check_derivatives("focal_weighting", which, emb, ref_emb, phi)
     if which == "native":
         from . import native
 
@@ -109,7 +110,7 @@ def focal_weighting(
     else:
         distance = distance_matrix(x, x if y is None else y)
         losses = focal_of_matrix(distance, *pair_masks(labels, ref_labels), phi, offset)
-    return losses.mean() if mean else losses
+    return mean_of(losses) if mean else losses
 
 
 def focal_of_matrix(

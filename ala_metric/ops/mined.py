@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..types import Impl
 from . import _functions as f
-from ._check import check_embeddings, check_indices, check_phi, check_references, compute
+from ._check import check_derivatives, check_embeddings, check_indices, check_phi, check_references, compute
 from ._select import choose
 from ._strips import differentiable_once, gather_chunks
 
@@ -70,6 +70,7 @@ def mixture_pairs(
     anchors, others = _check_lists(emb, ref_emb, anchors=anchors, others=others)
     phi = check_phi(phi, 5, emb)
     which = choose("mixture_pairs", impl, emb.device).impl
+    check_derivatives("mixture_pairs", which, emb, ref_emb, phi)
     if which == "native":
         from . import native
 
@@ -135,13 +136,14 @@ def mixture_triplets(
         emb, ref_emb, anchors=anchors, positives=positives, negatives=negatives
     )
     phi = check_phi(phi, 10, emb)
-    which = choose("mixture_triplets", impl, emb.device)
-    if which.impl == "native":
+    which = choose("mixture_triplets", impl, emb.device).impl
+    check_derivatives("mixture_triplets", which, emb, ref_emb, phi)
+    if which == "native":
         from . import native
 
         return native.mixture_triplets(emb, anchors, positives, negatives, phi, ref_emb=ref_emb)
-    pull = mixture_pairs(emb, anchors, positives, phi[:5], positive=True, ref_emb=ref_emb, impl=which.impl)
-    push = mixture_pairs(emb, anchors, negatives, phi[5:], positive=False, ref_emb=ref_emb, impl=which.impl)
+    pull = mixture_pairs(emb, anchors, positives, phi[:5], positive=True, ref_emb=ref_emb, impl=which)
+    push = mixture_pairs(emb, anchors, negatives, phi[5:], positive=False, ref_emb=ref_emb, impl=which)
     return pull + push
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from ._reference import mean_of
 
 _info = _native.native_info()
 if not _info.available:
@@ -167,7 +168,7 @@ def _loss(
         return result
     else:
         result = _functions[name].apply(*inputs)
-    return result.mean() if mean else result
+    return mean_of(result) if mean else result
 
 
 def _run(name: str, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -460,7 +461,7 @@ class _Mean(torch.autograd.Function):
         ctx.name, ctx.anchors = name, losses.shape[0]
         wanted = ctx.needs_input_grad[2:]
         ctx.save_for_backward(*(x if w else None for x, w in zip(sources, wanted)), *kept[-3:])
-        return losses.mean()
+        return mean_of(losses)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:

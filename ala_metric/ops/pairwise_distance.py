@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..types import Impl, Precision
-from ._check import check_embeddings, check_precision, check_references, compute
+from ._check import check_derivatives, check_embeddings, check_precision, check_references, compute
 from ._reference import distance_matrix
 from ._select import choose
 from ._strips import PairStrips, differentiable_once
@@ -64,6 +64,7 @@ def pairwise_distance(
         check_references(x, y, "x", "y")
     lowest = check_precision(precision, x)
     which = choose("pairwise_distance", impl, x.device).impl
+    check_derivatives("pairwise_distance", which, x, y)
     if which == "native":
         from . import native
 
