@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from .types import AdaptiveLoss, Logger
 
@@ -23,6 +26,8 @@ def check_parts(loss: Any, metric: Any, validate: Any, logger: Any) -> None:
     if len(loss.phi_spec) == 0:
         raise ValueError(f"loss must have at least one parameter, {name}.phi_spec is empty")
     name = getattr(metric, "__name__", type(metric).__name__)
+    if isinstance(metric, type):
+        raise TypeError(f"metric must be an object, got the class {name}: {name}() makes one")
     if not callable(metric) or not isinstance(getattr(metric, "higher_is_better", None), bool):
         raise TypeError(f"metric must be callable with a bool attribute higher_is_better, {name} is not")
     if not callable(validate):
@@ -39,6 +44,17 @@ def outputs_and_targets(found: Any) -> tuple[Any, Any]:
         what = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
         raise TypeError(f"validate() must return (outputs, targets), got {what}")
     return found[0], found[1]
+
+
+@contextmanager
+def divergence_told(outputs: Any, what: str) -> Iterator[None]:
+    """Inside, an error about outputs that are not finite is a FloatingPointError: the model has diverged."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if not isinstance(outputs, torch.Tensor) or bool(outputs.isfinite().all()):
+            raise
+        raise FloatingPointError(f"{what} are not finite") from error
 
 
 def check_settings(mode: Any, step_on: Any, seed: Any, beta: Any, counts: dict[str, Any]) -> None:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 
 from . import baselines
-from ._arguments import check_parts, check_settings, outputs_and_targets, usable_offsets
+from ._arguments import check_parts, check_settings, divergence_told, outputs_and_targets, usable_offsets
 from ._phi import read_phi, read_vector, write_phi
 from ._pml import BaseMetricLossFunction
 from ._ranks import on_rank_zero, rank, ranks
@@ -109,15 +110,17 @@ class ALALoss(BaseMetricLossFunction):
 
     Notes
     -----
-    *Counting.* A call counts if the module is in training mode and gradients are enabled; under ``eval()``
-    or ``no_grad()`` this is a plain loss. Call n comes before optimiser step n, so what is measured "after
-    iteration n" is measured on entering call n + 1, and that call uses the new parameters. With
-    ``step_on="optimizer"`` it happens in :meth:`step`. The first controller step is after the first K
-    iterations and has no reward.
+    *Counting.* A call counts if the module is in training mode, gradients are enabled and the wrapped loss
+    returns; under ``eval()`` or ``no_grad()`` this is a plain loss. Call n comes before optimiser step n, so
+    what is measured "after iteration n" is measured on entering call n + 1, and that call uses the new
+    parameters. With ``step_on="optimizer"`` it happens in :meth:`step`. The first controller step is after
+    the first K iterations and has no reward.
 
     *Failures.* A metric or statistics that are not finite drop the episode: it is counted in ``dropped``,
     gives no reward, and no action is taken until the next controller step. An error in ``validate`` or
-    ``metric`` is raised with the state as it was before the call.
+    ``metric`` is raised with the state as it was before the call, as a FloatingPointError if it is about
+    outputs that are not finite. If the wrapped loss or the logger raises, a controller step that was due has
+    been taken and is not taken again: call the loss again, or, with ``step_on="optimizer"``, go on.
 
     *Processes.* Under torch.distributed rank 0 validates and decides, all ranks apply. Pass an unwrapped
     model to ``validate``, which must not use collectives, and save the state on rank 0.
@@ -171,6 +174,9 @@ class ALALoss(BaseMetricLossFunction):
         settings: ControllerSettings | None = None,
     ) -> None:
         check_parts(loss, metric, validate, logger)
+        parts = loss.modules() if isinstance(loss, nn.Module) else ()
+        if any(isinstance(part, ALALoss) for part in parts):
+            raise TypeError("loss is or holds an ALALoss already: give the loss inside, both would move it")
         check_settings(mode, step_on, seed, beta, {"total_steps": total_steps, "every": every})
         if policy is not None and mode != "paper":
             raise ValueError(f"a policy needs mode='paper', got mode={mode!r}")
@@ -243,10 +249,12 @@ class ALALoss(BaseMetricLossFunction):
         torch.Tensor
             What the wrapped loss returns.
         """
-        if self.step_on == "forward" and self.training and torch.is_grad_enabled():
-            self._adapt(self._iterations)
-            self._iterations += 1
-        return self.loss(*args, **kwargs)
+        counts = self.step_on == "forward" and self.training and torch.is_grad_enabled()
+        if counts:
+            self._log(self._adapt(self._iterations))
+        value = self.loss(*args, **kwargs)
+        self._iterations += counts
+        return value
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Loss terms of the wrapped loss in pytorch-metric-learning's dictionary form."""
@@ -262,8 +270,9 @@ class ALALoss(BaseMetricLossFunction):
         """
         if self.step_on != "optimizer":
             raise RuntimeError("step() needs step_on='optimizer'; now forward calls are counted")
-        self._adapt(self._iterations + 1)
+        record = self._adapt(self._iterations + 1)
         self._iterations += 1
+        self._log(record)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Everything beyond the buffers, part of ``state_dict()``; loads with ``weights_only=True``."""
@@ -424,20 +433,26 @@ class ALALoss(BaseMetricLossFunction):
             standardized=bool(getattr(self.loss, "standardized_statistics", False)),
         )
 
-    def _adapt(self, done: int) -> None:
-        """Measure the metric and take a controller step where they are due after ``done`` iterations."""
+    def _adapt(self, done: int) -> StepRecord | None:
+        """Measure the metric or take a controller step where that is due after ``done`` iterations, once."""
         left = -done % self.every
         if done == 0 or done + left > self.total_steps or (left > 0 and left not in self.offsets):
-            return
+            return None
+        if self.history and self.history[-1].step == done:  # then the loss or the logger raised
+            return None
         child = self._child_draws is not None  # the other processes have children of their own
         if left > 0:
             _on(child, lambda: self._measure_between(left))
-            return
+            return None
         record, self.dropped, placed = _on(child, lambda: self._step_and_place(done))
         if rank() != 0 and not child:
             self._follow(record, placed)
         self.history.append(record)
-        if self.logger is not None and rank() == 0:
+        return record
+
+    def _log(self, record: StepRecord | None) -> None:
+        """Tell the logger of a controller step."""
+        if record is not None and self.logger is not None and rank() == 0:
             (self.logger.log if isinstance(self.logger, Logger) else self.logger)(dict(record))
 
     def _step_and_place(self, done: int) -> tuple[StepRecord, int, dict[str, torch.Tensor]]:
@@ -519,9 +534,10 @@ class ALALoss(BaseMetricLossFunction):
         """Metric, error and (if asked for and the metric is finite) statistics of the validation set."""
         with preserved_random_streams(), torch.no_grad():
             outputs, targets = self._validated()
-            value = float(self.metric(outputs, targets))
-            with_statistics = with_statistics and math.isfinite(value)
-            statistics = self.loss.statistics(outputs, targets) if with_statistics else None
+            with divergence_told(outputs, "the validation outputs"):
+                value = float(self.metric(outputs, targets))
+                with_statistics = with_statistics and math.isfinite(value)
+                statistics = self.loss.statistics(outputs, targets) if with_statistics else None
         return value, -value if self.metric.higher_is_better else value, statistics
 
     def _fit_width(self, statistics: torch.Tensor | None) -> None:

@@ -285,6 +285,79 @@ def test_nan_between_controller_steps_and_nan_statistics_are_dropped() -> None:
     assert weights(loss_fn).isfinite().all()
 
 
+class Failing:
+    """Raises the second time it is called."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *_: Any) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            raise OSError("disk full")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("step_on", ["forward", "optimizer"])
+def test_a_step_is_not_taken_twice_when_the_logger_raises(step_on: Any, resumed: bool) -> None:
+    def run(logger: Any) -> ALALoss:
+        def fresh() -> ALALoss:
+            loss = FakeLoss(2)
+            return make(loss=loss, metric=MovingMetric(loss), every=2, step_on=step_on, logger=logger)
+
+        loss_fn, steps = fresh(), 0
+        while steps < 9:
+            steps += 1
+            try:
+                if step_on == "optimizer":
+                    loss_fn.step()
+                else:
+                    call(loss_fn, 1)
+            except OSError:
+                steps -= step_on == "forward"  # no loss was computed
+                if resumed:
+                    state, loss_fn = loss_fn.state_dict(), fresh()
+                    loss_fn.load_state_dict(state)
+        return loss_fn
+
+    failing, expected = run(Failing()), run(None)
+    assert [record.step for record in failing.history] == [2, 4, 6, 8]
+    assert_same_state(failing.state_dict(), expected.state_dict())
+
+
+@pytest.mark.parametrize("failing", [2, 5, 7])
+def test_calls_whose_loss_raises_are_not_counted(failing: int) -> None:
+    class OutOfMemory(FakeLoss):
+        calls = 0
+
+        def forward(self, embeddings: torch.Tensor, labels: Any = None) -> torch.Tensor:
+            self.calls += 1
+            if failing <= self.calls < failing + 2:
+                raise RuntimeError("CUDA out of memory")
+            return super().forward(embeddings, labels)
+
+    def run(loss: FakeLoss, calls: int) -> ALALoss:
+        loss_fn = make(loss=loss, metric=MovingMetric(loss), every=3, offsets=(0, 1))
+        for _ in range(calls):
+            try:
+                call(loss_fn, 1)
+            except RuntimeError:
+                continue
+        return loss_fn
+
+    assert_same_state(run(OutOfMemory(2), 12).state_dict(), run(FakeLoss(2), 10).state_dict())
+
+
+def test_a_metric_that_refuses_diverged_outputs_tells_of_divergence() -> None:
+    loss_fn = make([ValueError("embeddings must be finite")], every=1)
+    call(loss_fn, 1)
+    with pytest.raises(ValueError, match="embeddings must be finite"):
+        call(loss_fn, 1)
+    loss_fn.__dict__["validate"] = lambda: (torch.full((4, 2), math.inf), torch.tensor([0, 0, 1, 1]))
+    with pytest.raises(FloatingPointError, match="the validation outputs are not finite"):
+        call(loss_fn, 1)
+
+
 @pytest.mark.parametrize("mode", ["paper", "fixed", "random_walk"])
 @pytest.mark.parametrize("where", ["metric", "validate", "statistics"])
 @pytest.mark.parametrize("failing", [0, 1, 2, 3])
@@ -532,6 +605,7 @@ def test_a_metric_without_direction_is_named() -> None:
     ("change", "error", "words"),
     [
         ({"loss": nn.MSELoss()}, TypeError, "MSELoss"),
+        ({"metric": metrics.RecallAtK}, TypeError, r"must be an object, got the class RecallAtK"),
         ({"validate": None}, TypeError, "validate"),
         ({"logger": 3}, TypeError, "logger"),
         ({"policy": "file.safetensors"}, TypeError, "policy"),
@@ -552,6 +626,18 @@ def test_a_metric_without_direction_is_named() -> None:
 def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make(**change)
+
+
+@pytest.mark.parametrize("around", [lambda loss: loss, lambda loss: nn.Sequential(loss)])
+def test_a_loss_that_adapts_already_is_refused(around: Any) -> None:
+    class Holder(FakeLoss):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+    for loss in (make(), Holder(around(make()))):
+        with pytest.raises(TypeError, match="an ALALoss already"):
+            make(loss=loss)
 
 
 def test_phi_of_another_size_is_read_through_phi_vector() -> None:

@@ -9,6 +9,7 @@ import pickle
 import random
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ import torch
 
 from ala_metric import PhiSpec
 from ala_metric.controller import (
+    MANY,
     Controller,
     ControllerSettings,
     Episode,
     Learner,
+    ManyController,
     Policy,
     StateHistory,
     discounted_mean,
@@ -245,9 +248,43 @@ def test_actions_never_leave_the_range_and_match_their_rule() -> None:
 
 
 def test_replay_is_bounded() -> None:
-    controller = Controller(SPEC, settings=ControllerSettings(replay_capacity=5))
+    controller = Controller(SPEC, settings=ControllerSettings(replay_capacity=5, warm_up=1))
     drive(controller, 12)
     assert len(controller.learner.replay) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"warm_up": 0}, "warm_up must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"gradient_steps": 0}, "gradient_steps must be at least 1, got 0"),
+        ({"replay_capacity": 8}, "replay_capacity must be .* at least warm_up=16, .* got 8"),
+        ({"replay_capacity": 1, "warm_up": 1}, "replay_capacity must be at least 2 .* got 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"weight_clip": -2.0}, "weight_clip must be positive, got -2.0"),
+        ({"weight_clip": math.nan}, "weight_clip must be positive, got nan"),
+        ({"baseline_decay": 1.0}, r"baseline_decay must be in \[0, 1\), got 1.0"),
+        ({"baseline_decay": -0.1}, r"baseline_decay must be in \[0, 1\), got -0.1"),
+    ],
+)
+def test_settings_that_never_learn_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ControllerSettings(**change)
+
+
+@pytest.mark.parametrize("bias", [[200.0, 0.0, 0.0], [-200.0, -300.0, -300.0], [0.0, 0.0, 500.0]])
+@pytest.mark.parametrize("start", [0.0, 0.5, 1.0])
+def test_thousands_of_parameters_survive_large_logits(bias: list[float], start: float) -> None:
+    policy = Policy(1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        policy.biases[2].copy_(torch.tensor(bias))
+    count = MANY + 1
+    many = ManyController([PhiSpec("a", 0.0, 1.0)] * count, 1, policy=policy, freeze=True)
+    action = many.step(torch.full((count,), start), torch.ones(count, 1), None, 0.5).action
+    left = {way: bias[way + 1] for way in (-1, 0, 1) if 0.0 <= start + 0.1 * way <= 1.0}
+    likely = {way for way, value in left.items() if value == max(left.values())}
+    assert set(torch.as_tensor(action).sign().tolist()) == likely
 
 
 # Reproducibility

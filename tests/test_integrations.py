@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ala_metric import ALALoss, losses, metrics
+from ala_metric.controller import Policy
 from ala_metric.integrations.pml import TrainerHook
 from ala_metric.training import embed
 
@@ -131,6 +132,11 @@ def test_the_hook_validates_as_told() -> None:
     assert len(told.history) == 1
 
 
+def test_the_hook_cannot_measure_a_width_before_there_is_a_trainer() -> None:
+    with pytest.raises(ValueError, match="a policy needs a loss that declares statistics_width"):
+        TrainerHook(FakeLoss(), FakeMetric(), VALIDATION, 4, policy=Policy())
+
+
 # Lightning
 
 
@@ -205,6 +211,39 @@ def test_the_callback_counts_optimiser_steps(lightning: Any, tmp_path: Path) -> 
     callback = make_callback(total_steps=STEPS)
     fit(lightning, callback, tmp_path, max_steps=5, accumulate_grad_batches=2)
     assert [record.step for record in callback.history] == [3]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_callback_counts_every_step_of_manual_optimisation(lightning: Any, tmp_path: Path) -> None:
+    class Manual(module_class(lightning)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, _: int) -> None:
+            for _ in range(2):
+                optimizer = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(self.loss_fn(self(batch[0]), batch[1]))
+                optimizer.step()
+
+    callback = make_callback()
+    _, trainer = fit(lightning, callback, tmp_path, Manual())
+    assert trainer.global_step == STEPS
+    assert [record.step for record in callback.history] == list(range(EVERY, STEPS + 1, EVERY))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_controller_goes_on_in_a_second_fit(lightning: Any, tmp_path: Path) -> None:
+    callback, module = make_callback(), module_class(lightning)()
+    fit(lightning, callback, tmp_path, module, max_steps=6)
+    first = list(callback.history)
+    fit(lightning, callback, tmp_path, module, max_steps=6)
+    assert callback.history[: len(first)] == first
+    assert [record.step for record in callback.history] == list(range(EVERY, 13, EVERY))
+    assert callback.history[len(first)].reward is not None
+    fit(lightning, callback, tmp_path, max_steps=6)  # another loss starts afresh
+    assert [record.step for record in callback.history] == list(range(EVERY, 7, EVERY))
 
 
 @pytest.mark.filterwarnings("ignore")

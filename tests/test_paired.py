@@ -17,6 +17,7 @@ from ala_metric.controller import Controller, ControllerSettings, Policy
 from ala_metric.losses import DistanceMixtureLoss, FocalWeightingLoss
 from ala_metric.metrics import BalancedError, RecallAtK
 from ala_metric.training.hypergradient import Hypergradient
+from ala_metric.training.paired import schedule
 from ala_metric.training.parts import Parts
 
 from .landscape import Height, Landscape, Task
@@ -146,6 +147,14 @@ def test_resume_of_forks_is_bit_identical(stop: int, tmp_path: Path) -> None:
 
 
 # --- policies of other tasks
+
+
+@pytest.mark.parametrize("total", [1, 3, 9])
+def test_a_short_run_has_no_stage_without_steps(total: int) -> None:
+    ends, rows = schedule(training.PairedSettings(forks=20), total)
+    assert ends == tuple(range(1, total + 1))
+    assert rows == (7, *[2] * (total - 1))
+    assert Task().fit(total, "paired", paired=training.PairedSettings(forks=20)).steps == total
 
 
 def test_a_policy_of_another_task_is_refused_with_both_values() -> None:

@@ -43,6 +43,13 @@ class ControllerSettings:
     identity
         One-hot parameter identity in the state; None asks the loss (attribute ``parameter_identity``).
 
+    Raises
+    ------
+    ValueError
+        For a value with which the policy would never learn or learn nonsense: a count below 1, a memory of
+        fewer than 2 episodes or than ``warm_up``, a learning rate or clip that is not positive, a decay
+        outside [0, 1).
+
     Examples
     --------
     >>> ControllerSettings().weight_clip
@@ -58,6 +65,21 @@ class ControllerSettings:
     baseline_decay: float = 0.9
     adam_epsilon: float = 1e-5
     identity: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("warm_up", "batch_size", "gradient_steps"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.replay_capacity >= max(2, self.warm_up):
+            raise ValueError(
+                f"replay_capacity must be at least 2 and at least warm_up={self.warm_up}, the episodes to "
+                f"learn from first; got {self.replay_capacity}"
+            )
+        for name in ("learning_rate", "weight_clip"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0.0 <= self.baseline_decay < 1.0:
+            raise ValueError(f"baseline_decay must be in [0, 1), got {self.baseline_decay}")
 
 
 class Episode(NamedTuple):

@@ -224,10 +224,13 @@ class ManyController(Controller):
             block[change] = coordinates[part]
             torch.mm(of_past, columns.at(part), out=below[:-1]).addmm_(of_rest, block).relu_()
             torch.mm(second, below, out=above[:-1]).relu_()
-            weights = (last @ above).exp_()
-            low = weights[0].mul_(down[part])
+            weights = last @ above
+            weights[0].masked_fill_(~down[part], -math.inf)
+            weights[2].masked_fill_(~up[part], -math.inf)
+            weights.sub_(weights.amax(0)).exp_()
+            low = weights[0]
             middle = weights[1].add_(low)
-            place = weights[2].mul_(up[part]).add_(middle).mul_(draws[part])
+            place = weights[2].add_(middle).mul_(draws[part])
             # "& up": rounding may put a draw on the very edge, where the step up has no room.
             choice[part] = (place >= low).to(torch.int8).add_((place >= middle).logical_and_(up[part]))
         return choice

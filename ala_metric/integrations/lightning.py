@@ -26,10 +26,11 @@ class ALACallback(Callback):
     r"""Adapt a loss of a ``LightningModule`` to a validation metric (Algorithm 1).
 
     The module stays as it is: its loss must only be an :class:`ala_metric.AdaptiveLoss` such as
-    :class:`ala_metric.losses.DistanceMixtureLoss`. After every optimiser step the callback tells its
-    :class:`ala_metric.ALALoss`, which measures the metric and moves the parameters where that is due. So
-    gradient accumulation and manual optimisation count as they should. The state is in the checkpoints of
-    the trainer.
+    :class:`ala_metric.losses.DistanceMixtureLoss`. At the end of each batch the callback tells its
+    :class:`ala_metric.ALALoss` how many optimiser steps (``trainer.global_step``) there were, and that
+    measures the metric and moves the parameters where that is due. So gradient accumulation counts as it
+    should, and so does manual optimisation with several steps per batch, or several optimisers. The state is
+    in the checkpoints of the trainer, and a second ``trainer.fit`` with the same loss goes on with it.
 
     Parameters
     ----------
@@ -41,7 +42,9 @@ class ALACallback(Callback):
         A loader of ``(inputs, targets)``, for which the module's ``forward`` gives the outputs; or a function
         ``(module) -> (outputs, targets)``. Never the test set.
     total_steps
-        Optimiser steps of the whole run; None asks the trainer.
+        Optimiser steps of the whole run, counted as ``trainer.global_step``; None asks the trainer, and adds
+        the steps before this ``fit`` that its ``global_step`` does not have. A trainer with ``max_epochs``
+        only expects one step per batch: give the number where manual optimisation takes several.
     **options
         Those of :class:`ala_metric.ALALoss`: ``every``, ``policy``, ``seed``, ``mode``, ``beta``, ...
 
@@ -100,9 +103,14 @@ class ALACallback(Callback):
         loss = attrgetter(self.loss)(pl_module)
         if isinstance(loss, ALALoss):
             raise TypeError(f"{self.loss} is an ALALoss already: give the module the loss inside it")
+        state, self._restored = self._restored, None
+        if state is None and self.ala is not None and self.ala.loss is loss:
+            state = self.ala.get_extra_state()
         total = trainer.estimated_stepping_batches if self.total_steps is None else self.total_steps
         if total in (-1, float("inf")):
             raise ValueError("total_steps is needed: the trainer has neither max_steps nor max_epochs")
+        if state is not None and self.total_steps is None:
+            total += max(0, state["iterations"] - trainer.global_step)
 
         def validate() -> tuple[torch.Tensor, torch.Tensor]:
             with trainer.precision_plugin.forward_context():
@@ -122,16 +130,15 @@ class ALACallback(Callback):
 
         settings = self.options | {"total_steps": int(total), "step_on": "optimizer", "logger": log}
         self.ala = ALALoss(loss, self.metric, validate, **settings)
-        if self._restored is not None:
-            self.ala.set_extra_state(self._restored)
-            self._restored = None
+        if state is not None:
+            self.ala.set_extra_state(state)
         self._seen = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
-        """Take a controller step where one is due, if the optimiser moved."""
+        """Tell of each optimiser step of the batch; a controller step is taken where one is due."""
         assert self.ala is not None
-        if trainer.global_step > self._seen:
-            self._seen = trainer.global_step
+        while self._seen < trainer.global_step:
+            self._seen += 1
             self.ala.step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class TrainerHook:
     Raises
     ------
     TypeError, ValueError
-        As :class:`ala_metric.ALALoss`.
+        As :class:`ala_metric.ALALoss`; a policy needs a loss that declares ``statistics_width``.
 
     Examples
     --------
@@ -83,6 +83,11 @@ class TrainerHook:
         self.ala.load_state_dict(state)
 
     def _validate(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._trainer is None:  # the constructor asks, to check the policy
+            raise ValueError(
+                "a policy needs a loss that declares statistics_width: there is no trainer yet whose outputs "
+                "would tell the width"
+            )
         if callable(self.validation):
             return self.validation(self._trainer)
         models = self._trainer.models

@@ -145,7 +145,7 @@ def fit(
     CheckpointError
         If the checkpoint is damaged or not one of ``fit``.
     FloatingPointError
-        If the loss is NaN or infinite; the weights are those before that step.
+        If the loss is NaN or infinite, or refuses outputs that are; the weights are those before that step.
     Interrupted
         After SIGINT or SIGTERM: the step was finished and the checkpoint saved. A second signal acts at once.
 
@@ -158,8 +158,9 @@ def fit(
     of every mode are divided over the processes, with the same bits as in one process; each process writes a
     checkpoint file of its own beside ``checkpoint``, and ``validate`` must not use collectives. In mode
     ``"paper"`` all children act by one policy, each with a stream of draws of its own; after every K steps
-    their episodes are learned from in the order of the children, in every process alike. The loss's logger
-    hears the children of rank 0.
+    their episodes are learned from in the order of the children, in every process alike. The paper gives
+    each child an initialisation of its own (Algorithm 1); here all share weights and batches, so that they
+    differ by their parameters alone. The loss's logger hears the children of rank 0.
 
     *One child on several devices.* With a ``mesh`` each process of a ``"data"`` group computes the loss of
     its share of every batch; gradients are averaged before the optimizer's step, and the first process of the
@@ -342,9 +343,10 @@ def _restore(
     """Load every part and the random streams; the losses so far."""
     state = load_checkpoint(path)
     extra = {"losses", "random", "sampler", "meter", "phi_history"}
+    found = state.keys() - {"hidden"}  # older checkpoints have none
     if not extra <= state.keys():
         raise CheckpointError(f"{path} is a checkpoint, but not one of training.fit")
-    saved = state.keys() - extra
+    saved = found - extra
     if saved != parts.stateful.keys():
         raise ValueError(f"{path} holds {sorted(saved)}, this run has {sorted(parts.stateful)}")
     sampler.load_state_dict(state["sampler"])

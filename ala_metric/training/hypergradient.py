@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from .._phi import read_phi
 from .._streams import preserved_random_streams
@@ -185,6 +187,8 @@ class Hypergradient:
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         with torch.enable_grad(), evaluating(model):
             outputs = model(validation[0].to(device))
+            if not outputs.isfinite().all():  # the arm diverges; its next training step says so
+                return torch.zeros(len(loss.phi_spec), dtype=torch.float64)
             surrogate = self.settings.surrogate(outputs, validation[1].to(device))
             slopes = torch.autograd.grad(surrogate, weights, allow_unused=True)
         with torch.no_grad():
@@ -200,7 +204,10 @@ class Hypergradient:
                 return torch.zeros(len(loss.phi_spec), dtype=torch.float64)
             nudge = self.settings.nudge * max(size, 1e-12) / norm
             ahead, behind, targets = self._outputs(parts, weights, direction, nudge, batch)
-            mined = () if parts.miner is None else (parts.miner((ahead + behind) / 2, targets),)
+            if not (ahead.isfinite().all() and behind.isfinite().all()):
+                return torch.zeros(len(loss.phi_spec), dtype=torch.float64)
+            miner = copy.deepcopy(parts.miner)  # miners and losses may remember what they have seen
+            mined = () if miner is None else (miner((ahead + behind) / 2, targets),)
             # Phi is compared on the same outputs, so only rounding in float64 is lost in these differences.
             slope = self._slope(loss, ahead, targets, mined) - self._slope(loss, behind, targets, mined)
         return -slope / (2.0 * nudge)
@@ -235,22 +242,26 @@ class Hypergradient:
         self, loss: Any, outputs: torch.Tensor, targets: torch.Tensor, mined: tuple[Any, ...]
     ) -> torch.Tensor:
         """``[n_params]`` derivative of the loss with respect to Phi, by central differences in the cube."""
-        phi = read_phi(loss)
-        units = to_unit(loss.phi_spec, phi)
+        units = to_unit(loss.phi_spec, read_phi(loss))
+        trial = _copy(loss)
+        remembers = not isinstance(loss, nn.Module) or len(list(loss.buffers())) > 1  # more than phi
         slopes = []
-        try:
-            for index in range(len(units)):
-                values, places = [], []
-                for way in (self.settings.width, -self.settings.width):
-                    moved = units.clone()
-                    moved[index] = (units[index] + way).clamp(0.0, 1.0)
-                    loss.set_phi(_like(loss, from_unit(loss.phi_spec, moved)))
-                    places.append(to_unit(loss.phi_spec, read_phi(loss))[index])
-                    values.append(float(loss(outputs, targets, *mined)))
-                slopes.append((values[0] - values[1]) / float(places[0] - places[1]))
-        finally:
-            loss.set_phi(_like(loss, phi))
+        for index in range(len(units)):
+            values, places = [], []
+            for way in (self.settings.width, -self.settings.width):
+                moved = units.clone()
+                moved[index] = (units[index] + way).clamp(0.0, 1.0)
+                trial = _copy(loss) if remembers else trial
+                trial.set_phi(_like(loss, from_unit(loss.phi_spec, moved)))
+                places.append(to_unit(loss.phi_spec, read_phi(trial))[index])
+                values.append(float(trial(outputs, targets, *mined)))
+            slopes.append((values[0] - values[1]) / float(places[0] - places[1]))
         return torch.tensor(slopes, dtype=torch.float64)
+
+
+def _copy(loss: Any) -> Any:
+    """The loss again, with the same ranges."""
+    return copy.deepcopy(loss, {id(loss.phi_spec): loss.phi_spec})
 
 
 def _like(loss: Any, phi: Sequence[float]) -> torch.Tensor:

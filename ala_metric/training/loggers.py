@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,7 +86,8 @@ class CSVLogger:
     names
         Names of the parameters, see :func:`flatten`.
     resume
-        Go on with an existing file. Lines of steps that are taken again are replaced.
+        Go on with an existing file. Lines of steps that are taken again are replaced, and a last line without
+        its end, which a crash has torn, is dropped.
 
     Raises
     ------
@@ -135,10 +137,11 @@ class CSVLogger:
         if not self.path.exists():
             return []
         with open(self.path, encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file)
-            if table.fieldnames is not None and list(table.fieldnames) != list(row):
-                raise ValueError(f"{self.path} has the columns {table.fieldnames}, this run has {list(row)}")
-            return [line for line in table if int(line["step"]) < row["step"]]
+            text = file.read()
+        table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        if table.fieldnames is not None and list(table.fieldnames) != list(row):
+            raise ValueError(f"{self.path} has the columns {table.fieldnames}, this run has {list(row)}")
+        return [line for line in table if int(line["step"]) < row["step"]]
 
 
 class TensorBoardLogger:

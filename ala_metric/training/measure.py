@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .._arguments import outputs_and_targets
+from .._arguments import divergence_told, outputs_and_targets
 from .._streams import preserved_random_streams
 from ..ala_loss import ALALoss
 from ..metrics import RecallAtK
@@ -104,8 +104,9 @@ class Measure:
             outputs, targets = outputs_and_targets(self.validate())
             self.meter.validation_passes += 1
             self.meter.validation_items += len(targets)
-            value = float(self.metric(outputs, targets))
-            statistics = self.loss.statistics(outputs, targets) if with_statistics else None
+            with divergence_told(outputs, "the validation outputs"):
+                value = float(self.metric(outputs, targets))
+                statistics = self.loss.statistics(outputs, targets) if with_statistics else None
         self.meter.validation_seconds += time.perf_counter() - begin
         score = value if self.metric.higher_is_better else -value
         return value, score, None if statistics is None else statistics.detach().cpu()
@@ -155,7 +156,7 @@ def counted(loss_fn: Any, meter: Meter) -> Iterator[None]:
 
     def validate() -> tuple[torch.Tensor, torch.Tensor]:
         begin = time.perf_counter()
-        outputs, targets = original()
+        outputs, targets = outputs_and_targets(original())
         meter.validation_passes += 1
         meter.validation_items += len(targets)
         meter.validation_seconds += time.perf_counter() - begin

@@ -251,9 +251,10 @@ def schedule(settings: PairedSettings, total_steps: int) -> tuple[tuple[int, ...
     >>> schedule(PairedSettings(forks=2, horizon=0.5), 8)
     ((4, 6, 8), (7, 2, 1))
     """
-    bounds = [round(index * total_steps / settings.forks) for index in range(settings.forks + 1)]
-    ends, rows = [bounds[1]], [1 + settings.draws]
-    for start, end in itertools.pairwise(bounds[1:]):
+    # At least one step: without, the draws would be compared before they have trained.
+    bounds = [max(1, round(index * total_steps / settings.forks)) for index in range(1, settings.forks + 1)]
+    ends, rows = [bounds[0]], [1 + settings.draws]
+    for start, end in itertools.pairwise(bounds):
         if end == start:
             continue
         middle = start + max(1, round(settings.horizon * (end - start)))

@@ -12,6 +12,7 @@ from ..ala_loss import ALALoss
 from ..controller import Episode
 from ..controller.selection import ranking
 from .arm import Arm, Branch, Phi
+from .hidden import hidden_state, restore_hidden
 from .processes import Processes
 
 
@@ -111,10 +112,12 @@ class OwnState:
     def state_dict(self) -> dict[str, Any]:
         """The wrapped loss's tensors, and this child's history."""
         own = self.loss_fn.loss.state_dict() if hasattr(self.loss_fn.loss, "state_dict") else {}
-        return {"loss": own, "child": self.loss_fn.child_state()}
+        hidden = hidden_state(self.loss_fn.loss)
+        return {"loss": own, "hidden": hidden, "child": self.loss_fn.child_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Bring back a child."""
         if hasattr(self.loss_fn.loss, "load_state_dict"):
             self.loss_fn.loss.load_state_dict(state["loss"])
+        restore_hidden(self.loss_fn.loss, state.get("hidden", {}))
         self.loss_fn.load_child_state(state["child"])

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._arguments import divergence_told
 from .embed import device_of
+from .hidden import hidden_state, restore_hidden
 from .processes import Processes
 from .random_streams import random_streams, restore_random_streams
 
@@ -59,12 +61,13 @@ class Parts:
             name: part for name, part in candidates.items() if hasattr(part, "state_dict")
         }
 
-    def loss(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, number: int, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss of a batch, with the graph for its gradient."""
         labels = labels.to(self.device)
         outputs = self.model(inputs.to(self.device))
-        mined = () if self.miner is None else (self.miner(outputs, labels),)
-        return self.loss_fn(outputs, labels, *mined)
+        with divergence_told(outputs, f"the outputs of step {number}"):
+            mined = () if self.miner is None else (self.miner(outputs, labels),)
+            return self.loss_fn(outputs, labels, *mined)
 
     def step(self, number: int, inputs: torch.Tensor, labels: torch.Tensor) -> float:
         """One optimizer step; the loss before it.
@@ -84,12 +87,12 @@ class Parts:
         Raises
         ------
         FloatingPointError
-            If the loss is NaN or infinite; the weights have not changed then.
+            If the loss is NaN or infinite, or refuses outputs that are; the weights have not changed then.
         """
         team = self.team
         if team is not None:
             inputs, labels = team.part(inputs), team.part(labels)
-        loss = self.loss(inputs, labels)
+        loss = self.loss(number, inputs, labels)
         value = float(loss.detach())
         if team is not None:  # all go on or all stop
             value = team.totals([value])[0] / team.size
@@ -105,8 +108,10 @@ class Parts:
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """State of every part that has one; shares memory with them."""
-        return {name: part.state_dict() for name, part in self.stateful.items()}
+        """State of every part that has one, and what those leave out; shares memory with them."""
+        state = {name: part.state_dict() for name, part in self.stateful.items()}
+        hidden = {name: hidden_state(part) for name, part in self.stateful.items()}
+        return state | {"hidden": {name: found for name, found in hidden.items() if found}}
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of everything that a step changes, the global random streams included."""
@@ -117,4 +122,5 @@ class Parts:
         for name, part in self.stateful.items():
             # An optimizer goes on writing into the tensors that it was given.
             part.load_state_dict(copy.deepcopy(snapshot[name]))
+            restore_hidden(part, snapshot.get("hidden", {}).get(name, {}))
         restore_random_streams(snapshot["random"], self.device)

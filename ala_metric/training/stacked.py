@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, optim
 from torch.func import functional_call, vmap
 
+from .._arguments import divergence_told
 from .._phi import read_phi, write_phi
 from .arm import Phi
+from .hidden import hidden_state, restore_hidden
 from .parts import Parts
 from .powersign import PowerSign
 from .random_streams import restore_random_streams
@@ -166,8 +168,8 @@ class Stacked:
         Returns
         -------
         list
-            A loss per arm. An arm whose loss is not finite, or whose miner or loss fails on weights that are
-            not, has the error in its place and is no part of the stack any more.
+            A loss per arm. An arm whose loss is not finite, or whose miner or loss fails on outputs or
+            weights that are not, has the error in its place and is no part of the stack any more.
 
         Raises
         ------
@@ -182,9 +184,10 @@ class Stacked:
         for index, output in enumerate(outputs.unbind(0)):
             torch.set_rng_state(stream)
             try:
-                losses[index] = self._loss(index, output, labels)
-            except (ValueError, RuntimeError) as error:
-                if self._finite(index):
+                with divergence_told(output, f"the outputs of step {number}"):
+                    losses[index] = self._loss(index, output, labels)
+            except (FloatingPointError, ValueError, RuntimeError) as error:
+                if not isinstance(error, FloatingPointError) and self._finite(index):
                     raise
                 errors[index] = error
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist() if losses else []
@@ -248,6 +251,7 @@ class Stacked:
             for part, mine in (("loss", self.losses[index]), ("miner", self.miners[index])):
                 if part in self.parts.stateful:
                     self.parts.stateful[part].load_state_dict(mine.state_dict())
+                    restore_hidden(self.parts.stateful[part], hidden_state(mine))
             write_phi(self.parts.loss_fn, read_phi(self.losses[index]))
             yield
         finally:
@@ -269,15 +273,21 @@ class Stacked:
         """``[arms, B, ...]``."""
 
         def network(tensors: dict[str, Tensor], batch: Tensor) -> Any:
-            return functional_call(self.model, tensors, (batch,))
+            held = dict(tensors)
+            outputs = functional_call(self.model, held, (batch,))
+            # Buffers that were assigned anew, instead of written to.
+            return outputs, {name: held[name] for name in held if held[name] is not tensors[name]}
 
+        outputs: Tensor
         try:
-            outputs: Tensor = vmap(network, in_dims=(0, None), randomness="same")(self.tensors, inputs)
+            outputs, assigned = vmap(network, in_dims=(0, None), randomness="same")(self.tensors, inputs)
         except (RuntimeError, ValueError) as error:
             raise RuntimeError(
                 f"vectorised=True: the network does not run under torch.func.vmap, train with "
                 f"vectorised=False; {error}"
             ) from error
+        for name, value in assigned.items():
+            self.tensors[name].copy_(value.detach())
         return outputs
 
 
