@@ -23,12 +23,12 @@ class Arena {
   template <class T>
   T* array(int64_t count) {
     T* out = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    int64_t bytes, end;
+    int64_t bytes;
     if (__builtin_mul_overflow(count, static_cast<int64_t>(sizeof(T)), &bytes) ||
-        __builtin_add_overflow(used_, bytes, &end) || end > kTooMuch - 2 * kAlign)
+        bytes > kTooMuch - used_ - 2 * kAlign)
       used_ = kTooMuch;
     else
-      used_ = (end + kAlign - 1) / kAlign * kAlign;
+      used_ += (bytes + kAlign - 1) / kAlign * kAlign;
     return out;
   }
 
