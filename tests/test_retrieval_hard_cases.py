@@ -148,11 +148,11 @@ def test_verification_of_any_array() -> None:
 def test_accuracies_of_half_distances_follow_from_their_thresholds(dtype: torch.dtype) -> None:
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        distances = (0.5 + 0.05 * torch.rand(200, generator=generator)).to(dtype)
-        same = torch.rand(200, generator=generator) < 0.5
-        folds = torch.arange(200) % 5
+        distances = (1 + torch.rand(24, generator=generator)).to(dtype)
+        same = torch.rand(24, generator=generator) < 0.5
+        folds = torch.arange(24) % 3
         result = metrics.verification(distances, same, folds)
-        for fold, accuracy, threshold in zip(range(5), result.fold_accuracies, result.thresholds):
+        for fold, accuracy, threshold in zip(range(3), result.fold_accuracies, result.thresholds):
             held_out = folds == fold
             called = distances[held_out].double() <= threshold
             assert accuracy == float((called == same[held_out]).double().mean())

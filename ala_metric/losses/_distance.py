@@ -52,7 +52,7 @@ def _safe_norm(x: Tensor) -> Tensor | None:
 
 
 class _UnitRows(torch.autograd.Function):
-    """Unit rows with a gradient of four steps, where that of :func:`_unit_rows` has twenty."""
+    """Unit rows with a short gradient: that of :func:`_unit_rows` goes back through every step."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
