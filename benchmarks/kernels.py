@@ -1,6 +1,8 @@
 """Pair losses, forward and gradient, as ratios to the two matrix products that they cannot do without.
 
 The unit is ``mm(X, X^T)`` followed by ``mm(G, X)`` by ``torch.mm``: what any dense implementation must spend.
+"native operator" is, as those are, called outside of any graph, and returns losses and gradient; all other
+columns are a loss as users call it, and ``backward()``.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ PHI = {
     "mixture": torch.tensor([1.0, 0.3, 0.7, 0.2, 0.9, 0.8, 0.4, 0.6, 0.5, 0.1]),
     "focal": torch.tensor([2.0, 8.0]),
 }
-UNIT = "two products"
+UNIT, OPERATOR = "two products", "native operator"
 BLOCK = 0.02  # seconds that the calls of a turn fill
 SIZES = ((256, 128), (1024, 128), (4096, 128), (4096, 512), (16384, 512))
 # Beyond this many rows peers take tens of seconds, and an N x N autograd graph gigabytes; they are left out.
@@ -88,6 +90,22 @@ def native(loss: str, n: int, d: int) -> measure.Call:
     return step(partial(fused, loss, "native"), n, d)
 
 
+def operator(loss: str, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Losses per anchor and the gradient of their sum by the native operator: no graph, as in the unit."""
+    import ala_metric.ops.native  # noqa: F401  registers the operators
+
+    wanted = None, None, True, False, False  # no references; the gradient of the rows
+    if loss == "mixture":
+        return torch.ops.ala_metric.distance_mixture.default(x, labels, PHI[loss], *wanted)
+    return torch.ops.ala_metric.focal_weighting.default(x, labels, PHI[loss], 1.0, *wanted)
+
+
+def without_graph(loss: str, n: int, d: int) -> measure.Call:
+    x, labels = data(n, d)
+    rows = x.detach()
+    return lambda: operator(loss, rows, labels)
+
+
 def strips(loss: str, n: int, d: int) -> measure.Call:
     return step(partial(fused, loss, "strips"), n, d)
 
@@ -117,7 +135,7 @@ def keops(loss: str, n: int, d: int) -> measure.Call | None:
 
 def providers(loss: str, n: int) -> dict[str, Callable[[int, int], measure.Call]]:
     """Name -> setup(n, d), fair baselines first."""
-    found = {UNIT: two_products, "native": partial(native, loss)}
+    found = {UNIT: two_products, OPERATOR: partial(without_graph, loss), "native": partial(native, loss)}
     if n <= DENSE_LIMIT:
         found |= {
             "strips": partial(strips, loss),
@@ -188,7 +206,8 @@ def plot(found: list[measure.Row], path: str) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "ala_metric"
     import matplotlib.pyplot as plt
 
-    shown = [r for r in found if r.threads == 1 and r.benchmark == "kernels" and r.provider != UNIT]
+    shown = [r for r in found if r.threads == 1 and r.benchmark == "kernels"]
+    shown = [r for r in shown if r.provider not in (UNIT, OPERATOR)]
     cases = list(dict.fromkeys(r.case for r in shown))
     names = list(dict.fromkeys(r.provider for r in shown))
     figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import ala_metric.ops.native  # noqa: F401  registers the operators
 from ala_metric import losses
 
 from . import kernels, measure
@@ -24,7 +23,7 @@ class Bare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
-        loss, unit = operator(x.detach(), labels)
+        loss, unit, *_ = kernels.operator("mixture", x.detach(), labels)
         ctx.save_for_backward(unit)
         return loss[0]
 
@@ -34,20 +33,11 @@ class Bare(torch.autograd.Function):
         return unit * grad, None
 
 
-def operator(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and unit gradient, without a graph and without a check."""
-    op = torch.ops.ala_metric.distance_mixture.default
-    loss, unit, *_ = op(x, labels, kernels.PHI["mixture"], None, None, True, False, False)
-    return loss, unit
-
-
 def providers(n: int, d: int) -> dict[str, measure.Call]:
-    x, labels = kernels.data(n, d)
-    rows = x.detach()
     module = losses.DistanceMixtureLoss(phi=kernels.PHI["mixture"])
     return {
         kernels.UNIT: kernels.two_products(n, d),
-        "operator": lambda: operator(rows, labels),
+        kernels.OPERATOR: kernels.without_graph("mixture", n, d),
         "bare autograd": kernels.step(lambda x, labels: Bare.apply(x, labels), n, d),
         "ops.distance_mixture": kernels.native("mixture", n, d),
         "DistanceMixtureLoss": kernels.step(module, n, d),

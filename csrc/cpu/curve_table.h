@@ -23,8 +23,12 @@ class CurveTable {
   using V = typename Simd<T>::V;
   template <class Curve>
   void build(const Curve&) {}
-  static ALA_HD bool covers(V) { return false; }
-  static ALA_HD void evaluate(V, V&, V&) {}
+  template <int kRegisters>
+  static ALA_HD bool covers(const V (&)[kRegisters]) {
+    return false;
+  }
+  template <int kRegisters>
+  static ALA_HD void evaluate(const V (&)[kRegisters], V (&)[kRegisters], V (&)[kRegisters]) {}
 };
 
 template <>
@@ -63,23 +67,32 @@ class CurveTable<float> {
     }
   }
 
-  static ALA_HD bool covers(V d) {
-    const auto inside = S::both(S::less_equal(S::set(kLow), d), S::less(d, S::set(kHigh)));
-    return S::lane_bits(inside) == S::lane_bits(S::every());
+  // Of all lanes of all registers.
+  template <int kRegisters>
+  static ALA_HD bool covers(const V (&d)[kRegisters]) {
+    for (int r = 0; r < kRegisters; ++r) {
+      const auto inside = S::both(S::less_equal(S::set(kLow), d[r]), S::less(d[r], S::set(kHigh)));
+      if (S::lane_bits(inside) != S::lane_bits(S::every())) return false;
+    }
+    return true;
   }
 
-  ALA_HD void evaluate(V d, V& value, V& slope) const {
-    const S::Bits bits = S::bits(d);
-    const V t = d - S::from_bits((bits & -(1u << kShift)) | 1u << (kShift - 1));
-    V c[kRow];
-    look_up(bits >> kShift, c);
-    value = slope = c[kTerms - 1];
+  // Several registers at once, so that their chains of dependent operations overlap.
+  template <int kRegisters>
+  ALA_HD void evaluate(const V (&d)[kRegisters], V (&value)[kRegisters], V (&slope)[kRegisters]) const {
+    V t[kRegisters], c[kRegisters][kRow];
+    for (int r = 0; r < kRegisters; ++r) {
+      const S::Bits bits = S::bits(d[r]);
+      t[r] = d[r] - S::from_bits((bits & -(1u << kShift)) | 1u << (kShift - 1));
+      look_up(bits, c[r]);
+    }
+    for (int r = 0; r < kRegisters; ++r) value[r] = slope[r] = c[r][kTerms - 1];
 #pragma GCC unroll 8
     for (int k = kTerms - 2; k > 0; --k) {
-      value = value * t + c[k];
-      slope = slope * t + value;
+      for (int r = 0; r < kRegisters; ++r) value[r] = value[r] * t[r] + c[r][k];
+      for (int r = 0; r < kRegisters; ++r) slope[r] = slope[r] * t[r] + value[r];
     }
-    value = value * t + c[0];
+    for (int r = 0; r < kRegisters; ++r) value[r] = value[r] * t[r] + c[r][0];
   }
 
  private:
@@ -96,28 +109,34 @@ class CurveTable<float> {
   }
 #if defined(__AVX512F__)
   float& coefficient(int k, uint32_t segment) { return table_[k][segment]; }
-  ALA_HD void look_up(S::Bits segment, V (&c)[kRow]) const {
+  ALA_HD void look_up(S::Bits d, V (&c)[kRow]) const {
 #pragma GCC unroll 8
     for (int k = 0; k < kTerms; ++k)
-      c[k] = (V)_mm512_permutex2var_ps((__m512)S::load(table_[k]), (__m512i)segment,
+      c[k] = (V)_mm512_permutex2var_ps((__m512)S::load(table_[k]), (__m512i)(d >> kShift),
                                        (__m512)S::load(table_[k] + S::kLanes));
   }
 
   alignas(64) float table_[kTerms][kSegments];
 #else
   float& coefficient(int k, uint32_t segment) { return table_[segment][k]; }
-  ALA_HD void look_up(S::Bits segment, V (&c)[kRow]) const {
-    segment &= kSegments - 1;
-    uint32_t number[S::kLanes];
-    std::memcpy(number, &segment, sizeof segment);
+  ALA_HD void look_up(S::Bits d, V (&c)[kRow]) const {
+    // Offsets of the rows in bytes, two to a word: half as many words leave the vector.
+    const S::Bits offsets = d >> (kShift - 5) & (kSegments - 1) << 5;
+    static_assert(kRow * sizeof(float) == 1 << 5);
+    uint64_t words[S::kLanes / 2];
+    std::memcpy(words, &offsets, sizeof offsets);
+    const auto row = [&](int lane) {
+      const uint64_t offset = lane % 2 ? words[lane / 2] >> 32 : static_cast<uint32_t>(words[lane / 2]);
+      return reinterpret_cast<const float*>(reinterpret_cast<const char*>(table_) + offset);
+    };
 #if defined(__AVX2__)
     // Lanes l and l + 4 side by side: two transpositions of 4 x 4 do for all eight coefficients.
     __m256 pairs[kRow];
 #pragma GCC unroll 8
     for (int l = 0; l < kRow; ++l) {
       const int part = l / 4 * 4;
-      pairs[l] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(table_[number[l % 4]] + part)),
-                                      _mm_load_ps(table_[number[l % 4 + 4]] + part), 1);
+      pairs[l] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(row(l % 4) + part)),
+                                      _mm_load_ps(row(l % 4 + 4) + part), 1);
     }
 #pragma GCC unroll 2
     for (int part = 0; part < kRow; part += 4) {
@@ -135,8 +154,8 @@ class CurveTable<float> {
     V low[4], high[4];
 #pragma GCC unroll 4
     for (int l = 0; l < 4; ++l) {
-      low[l] = S::load(table_[number[l]]);
-      high[l] = S::load(table_[number[l]] + 4);
+      low[l] = S::load(row(l));
+      high[l] = S::load(row(l) + 4);
     }
     S::transpose(low);
     S::transpose(high);

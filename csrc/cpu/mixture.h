@@ -84,20 +84,11 @@ struct MixtureOp {
 
     ALA_HD void begin_row(int64_t i, int64_t first, const typename PairTiles<T>::RowDistances& row) {
       row_ = i0_ + i;
-      if constexpr (!kPhi)
-        for (int64_t v = first; v < cols_; v += S::kLanes) {
-          const V d = S::load(row.distance + v);
-          V value, slope;
-          if (__builtin_expect(data_.negatives.covers(d), 1)) {
-            data_.negatives.evaluate(d, value, slope);
-          } else {
-            const auto f = decreasing_shapes<M, kAll>(d, S::load(row.inverse + v));
-            value = mix(phi_ + kShapes, f.value);
-            slope = mix(phi_ + kShapes, f.slope);
-          }
-          S::store(value_ + v, value);
-          S::store(slope_ + v, slope);
-        }
+      if constexpr (!kPhi) {
+        int64_t v = first;
+        for (; v + S::kLanes < cols_; v += 2 * S::kLanes) as_negatives<2>(row, v);
+        if (v < cols_) as_negatives<1>(row, v);
+      }
       row_class_ = S::set_int(data_.classes.anchor[row_]);
       row_loss_ = V{};
     }
@@ -160,6 +151,28 @@ struct MixtureOp {
     }
 
    private:
+    // Values and slopes of the row's pairs from lane v on, in so many registers.
+    template <int kRegisters>
+    ALA_HD void as_negatives(const typename PairTiles<T>::RowDistances& row, int64_t v) {
+      V d[kRegisters], value[kRegisters], slope[kRegisters];
+      for (int r = 0; r < kRegisters; ++r) d[r] = S::load(row.distance + v + r * S::kLanes);
+      if (__builtin_expect(!data_.negatives.covers(d), 0)) return beyond_table<kRegisters>(row, v);
+      data_.negatives.evaluate(d, value, slope);
+      for (int r = 0; r < kRegisters; ++r) {
+        S::store(value_ + v + r * S::kLanes, value[r]);
+        S::store(slope_ + v + r * S::kLanes, slope[r]);
+      }
+    }
+
+    template <int kRegisters>
+    __attribute__((noinline)) void beyond_table(const typename PairTiles<T>::RowDistances& row, int64_t v) {
+      for (const int64_t end = v + kRegisters * S::kLanes; v < end; v += S::kLanes) {
+        const auto f = decreasing_shapes<M, kAll>(S::load(row.distance + v), S::load(row.inverse + v));
+        S::store(value_ + v, mix(phi_ + kShapes, f.value));
+        S::store(slope_ + v, mix(phi_ + kShapes, f.slope));
+      }
+    }
+
     static ALA_HD V mix(const V* phi, const V* f) {
       V sum = phi[0] * f[0];
       for (int k = 1; k < kUsed; ++k) sum += phi[k] * f[k];

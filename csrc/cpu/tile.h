@@ -95,27 +95,34 @@ struct Tile {
   static void subtract_product(const T* tile, int64_t rows, int64_t depth, const T* from, T* to,
                                int64_t dims) {
     constexpr int row_stride = kTransposed ? 1 : kStride, step = kTransposed ? kStride : 1;
+    // A column of the tile has a cache line for each k: more of them would leave L1 before their neighbours
+    // are used.
+    constexpr int64_t deepest = kTransposed ? kDepth : kSide;
     for (int64_t n = 0; n < dims; n += kPanel, from += Points<T>::kSlice) {
       const int64_t width = smaller(kPanel, dims - n);
-      int64_t r = 0;
-      const auto rows_of = [&](auto count) {
-        constexpr int kM = decltype(count)::value;
-        for (; r + kM <= rows; r += kM) {
-          V acc[kM][2];
-          prefetch<kM>(to + r * dims + n, dims);
-          // A share of the next slice: on pages of its own, which the hardware does not foresee.
-          if (n + kPanel < dims)
-            for (int64_t k = r * depth / rows; k < (r + kM) * depth / rows; ++k)
-              prefetch<1>(from + Points<T>::kSlice + k * kPanel, 0);
-          multiply<kM, row_stride, step>(tile + r * row_stride, from, kPanel, depth, acc);
-          subtract<kM>(acc, to + r * dims + n, dims, width);
-        }
-      };
-      rows_of(Count<kRows>{});
-      if constexpr (kRows > 8) rows_of(Count<8>{});
-      if constexpr (kRows > 4) rows_of(Count<4>{});
-      rows_of(Count<2>{});
-      rows_of(Count<1>{});
+      for (int64_t first = 0; first < depth; first += deepest) {
+        const int64_t deep = smaller(deepest, depth - first);
+        const T *const weights = tile + first * step, *const part = from + first * kPanel;
+        int64_t r = 0;
+        const auto rows_of = [&](auto count) {
+          constexpr int kM = decltype(count)::value;
+          for (; r + kM <= rows; r += kM) {
+            V acc[kM][2];
+            prefetch<kM>(to + r * dims + n, dims);
+            // A share of the next slice: on pages of its own, which the hardware does not foresee.
+            if (n + kPanel < dims)
+              for (int64_t k = r * deep / rows; k < (r + kM) * deep / rows; ++k)
+                prefetch<1>(part + Points<T>::kSlice + k * kPanel, 0);
+            multiply<kM, row_stride, step>(weights + r * row_stride, part, kPanel, deep, acc);
+            subtract<kM>(acc, to + r * dims + n, dims, width);
+          }
+        };
+        rows_of(Count<kRows>{});
+        if constexpr (kRows > 8) rows_of(Count<8>{});
+        if constexpr (kRows > 4) rows_of(Count<4>{});
+        rows_of(Count<2>{});
+        rows_of(Count<1>{});
+      }
     }
   }
 
