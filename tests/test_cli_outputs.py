@@ -177,9 +177,10 @@ def test_one_class_is_said(arrays: list[str], tmp_path: Path, capsys: pytest.Cap
         ("e", np.zeros((1, 3), np.float32), "e.npy must hold 2 rows or more, [N, D], got [1, 3]"),
         ("e", np.zeros((0, 3), np.float32), "e.npy must hold 2 rows or more, [N, D], got [0, 3]"),
         ("e", np.zeros(8, np.float32), "[N, D], got [8]"),
-        ("l", np.zeros((8, 1), np.int64), "l.npy must hold [8] class numbers, got [8, 1]"),
-        ("l", np.array(list("aabbccdd")), "number them first"),
-        ("l", np.array(list("aabbccdd"), dtype=object), "number them first"),
+        ("l", np.zeros((8, 1), np.int64), "l.npy must hold [8] classes, got [8, 1]"),
+        ("e", np.array([list("aabbccdd")] * 8), "expected numbers, written by numpy.save; got <U1"),
+        ("l", np.array(list("aabbccdd"), dtype=object), "an array of dtype str, not of objects"),
+        ("l", np.arange(8).astype("datetime64[s]"), "or strings"),
         ("l", b"0\n0\n1\n1\n", "written by numpy.save"),
     ],
 )

@@ -44,6 +44,23 @@ def test_sums_of_parts_are_the_sums_of_all(distance: str, world: int, impl: str)
         assert found[name] == pytest.approx(expected[name], rel=1e-13), name
 
 
+@pytest.mark.parametrize("world", [1, 3])
+def test_sums_of_parts_that_search_a_gallery(world: int) -> None:
+    generator = torch.Generator().manual_seed(world)
+    emb, ref = torch.randn(7, 4, generator=generator), torch.randn(29, 4, generator=generator)
+    labels, ref_labels = torch.arange(7) % 5, torch.arange(29) % 4  # class 4 is not in the gallery
+    ref[3] = emb[3]  # found: a gallery may hold copies
+    sums = sum(
+        shards.query_sums(emb, labels, rows, (1, 29), "euclidean", "reference", (ref, ref_labels))
+        for rows in torch.arange(7).tensor_split(world)
+    )
+    found = asdict(shards.result_of_sums(sums, (1, 29)))
+    expected = metrics.retrieval(emb, labels, ref_emb=ref, ref_labels=ref_labels, k=(1, 29), impl="reference")
+    assert found["excluded_queries"] == 1
+    for name, value in asdict(expected).items():
+        assert found[name] == (value if value is None else pytest.approx(value, rel=1e-13)), name
+
+
 def test_no_query_with_a_positive_is_an_error() -> None:
     sums = shards.query_sums(torch.eye(3), torch.arange(3), torch.arange(3), (1,), "euclidean", "reference")
     with pytest.raises(ValueError, match="none of the 3 queries"):

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..data import Splits
 from . import figures, tasks
+from .shards import Gallery
 
 LEVELS = 101
 DRAWN = 2000
@@ -46,14 +47,20 @@ def binary_curves(scores: Tensor, positive: Tensor, what: str) -> Curves:
     )
 
 
-def retrieval_curves(embeddings: Tensor, labels: Tensor, distance: Any, impl: Any) -> Curves:
+def retrieval_curves(
+    embeddings: Tensor, labels: Tensor, distance: Any, impl: Any, gallery: Gallery | None = None
+) -> Curves:
     """Means over the queries: precision where each recall is reached, and recall at each false rate."""
-    ranks, offsets = ops.positive_ranks(embeddings, labels, distance=distance, impl=impl)
+    ref_emb, ref_labels = gallery or (None, None)
+    ranks, offsets = ops.positive_ranks(
+        embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels, distance=distance, impl=impl
+    )
+    references = len(embeddings) - 1 if ref_emb is None else len(ref_emb)
     count = offsets.diff()
     start, count = offsets[:-1][count > 0], count[count > 0]
     query = torch.repeat_interleave(torch.arange(len(count)), count)
     place = torch.arange(len(ranks)) - start[query] + 1
-    negatives = (len(embeddings) - 1 - count).clamp_min(1)
+    negatives = (references - count).clamp_min(1)
     false_rate = (ranks - place).double() / negatives[query]
     share = 1.0 / count[query].double() / len(count)
     percent = torch.arange(LEVELS)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import training
@@ -13,7 +14,7 @@ from ..data import Splits
 from ..types import CheckpointError
 from . import curves, experiment, runs, shards, tasks
 from .arguments import UsageError
-from .arrays import read_array
+from .arrays import read_array, read_classes
 from .options import DeviceName, EvalOptions
 
 
@@ -67,11 +68,10 @@ def _run(options: EvalOptions, checkpoint: Path) -> _Measured:
 
 
 def _arrays(options: EvalOptions, embeddings: Path, labels: Path) -> _Measured:
-    emb, classes = read_array(embeddings), read_array(labels)
-    if emb.ndim != 2 or len(emb) < 2:
-        raise ValueError(f"{embeddings} must hold 2 rows or more, [N, D], got {list(emb.shape)}")
-    if classes.shape != emb.shape[:1]:
-        raise ValueError(f"{labels} must hold [{len(emb)}] class numbers, got {list(classes.shape)}")
+    if options.gallery is not None and options.gallery_labels is not None:
+        return _search(options, (embeddings, labels), (options.gallery, options.gallery_labels))
+    emb, (classes,) = read_array(embeddings), read_classes(labels)
+    _check_rows(embeddings, emb, labels, classes, at_least=2)
     if options.pairs is None or options.folds is None:
         result = tasks.retrieval(emb, classes, options.k, options.distance, options.impl)
         draw = lambda: curves.retrieval_curves(emb, classes, options.distance, options.impl)  # noqa: E731
@@ -82,11 +82,44 @@ def _arrays(options: EvalOptions, embeddings: Path, labels: Path) -> _Measured:
     return str(embeddings), options.out, result, draw
 
 
+def _search(options: EvalOptions, queries: tuple[Path, Path], gallery: tuple[Path, Path]) -> _Measured:
+    """Rows of one file searched among those of another."""
+    emb, ref = read_array(queries[0]), read_array(gallery[0])
+    labels, ref_labels = read_classes(queries[1], gallery[1])
+    _check_rows(queries[0], emb, queries[1], labels, at_least=1)
+    _check_rows(gallery[0], ref, gallery[1], ref_labels, at_least=1)
+    if ref.shape[1] != emb.shape[1]:
+        raise ValueError(
+            f"{gallery[0]} must have {emb.shape[1]} columns like {queries[0]}, got {ref.shape[1]}"
+        )
+    dtype = torch.promote_types(emb.dtype, ref.dtype)
+    emb, found = emb.to(dtype), (ref.to(dtype), ref_labels)
+    result = tasks.retrieval(emb, labels, options.k, options.distance, options.impl, gallery=found)
+
+    def draw() -> curves.Curves:
+        return curves.retrieval_curves(emb, labels, options.distance, options.impl, gallery=found)
+
+    return f"{queries[0]} in {gallery[0]}", options.out, result, draw
+
+
+def _check_rows(rows: Path, emb: Tensor, names: Path, labels: Tensor, at_least: int) -> None:
+    if emb.ndim != 2 or len(emb) < at_least:
+        raise ValueError(f"{rows} must hold {at_least} rows or more, [N, D], got {list(emb.shape)}")
+    if labels.shape != emb.shape[:1]:
+        raise ValueError(f"{names} must hold [{len(emb)}] classes, got {list(labels.shape)}")
+
+
 def _check(options: EvalOptions) -> None:
     """Refuse a call that cannot work before anything is read."""
     given = options.embeddings is not None or options.labels is not None
     if given == (options.checkpoint is not None):
         raise UsageError("give either a run, or --embeddings with --labels")
+    if (options.gallery is None) != (options.gallery_labels is None):
+        raise UsageError("--gallery and --gallery-labels are needed together")
+    if options.gallery is not None and not given:
+        raise UsageError("--gallery goes with --embeddings; a run searches its test split")
+    if options.gallery is not None and options.pairs is not None:
+        raise UsageError("--gallery is searched, --pairs are verified; give one of them")
     if (options.pairs is None) != (options.folds is None):
         raise UsageError("--pairs and --folds are needed together")
     if options.pairs is not None and not given:

@@ -27,6 +27,7 @@ PresetName = Literal["default", "paper"]
 DistanceName = Literal["cosine", "euclidean"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 ImplName = Literal["auto", "native", "strips", "reference"]
+RankImplName = Literal["auto", "native", "strips", "reference", "faiss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,11 @@ class EvalOptions:
 
     checkpoint: Path | None = option(None, "a run's folder or its checkpoint file", positional=True)
     embeddings: Path | None = option(None, "embeddings to measure: .npy, .npz or .safetensors, [N, D]")
-    labels: Path | None = option(None, "their class numbers: .npy, .npz or .safetensors, [N]")
+    labels: Path | None = option(None, "their classes, integers or strings: .npy, .npz or .safetensors, [N]")
+    gallery: Path | None = option(
+        None, "embeddings to search, [M, D]; if not given, each row is searched among the others"
+    )
+    gallery_labels: Path | None = option(None, "the classes of the gallery, [M]")
     pairs: Path | None = option(None, "pairs of rows for verification: .npy, .npz or .safetensors, [P, 2]")
     folds: Path | None = option(None, "fold of each pair: .npy, .npz or .safetensors, [P]")
     root: Path | None = option(None, "folder of the data set, where it has moved since the training")
@@ -128,7 +133,7 @@ class EvalOptions:
         None, "neighbours to look at for Recall@k; 1 10 100, and 1000 for sop", at_least=1
     )
     distance: DistanceName = option("cosine", "what near means: by the angle, or as the crow flies")
-    impl: ImplName = option("auto", "implementation of the ranking")
+    impl: RankImplName = option("auto", "implementation of the ranking")
     device: DeviceName = option("auto", "where the network of a run computes")
     out: Path | None = option(
         None, "JSON file to write; if not given, metrics.json of the run, unless --k or another --distance is"

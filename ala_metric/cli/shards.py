@@ -14,6 +14,9 @@ from torch import Tensor
 from .. import metrics, ops, training
 from ..metrics.retrieval import check_depths, query_scores
 
+Gallery = tuple[Tensor, Tensor]
+"""Rows to search, [M, D], and their classes, [M]."""
+
 
 @contextmanager
 def ranks() -> Iterator[int]:
@@ -63,35 +66,52 @@ def embed(everything: training.Validation) -> tuple[Tensor, Tensor]:
 
 
 def retrieval(
-    embeddings: Tensor, labels: Tensor, *, k: Sequence[int], distance: Any, impl: Any
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    k: Sequence[int],
+    distance: Any,
+    impl: Any,
+    gallery: Gallery | None = None,
 ) -> metrics.RetrievalResult:
     """:func:`ala_metric.metrics.retrieval` with the queries dealt to the ranks and one all_reduce."""
     if world() == 1:
-        return metrics.retrieval(embeddings, labels, k=k, distance=distance, impl=impl)
-    depths = check_depths(k, len(embeddings) - 1)
+        ref_emb, ref_labels = gallery or (None, None)
+        return metrics.retrieval(
+            embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels, k=k, distance=distance, impl=impl
+        )
+    depths = check_depths(k, len(embeddings) - 1 if gallery is None else len(gallery[1]))
     rows = my_rows(len(embeddings))[dist.get_rank()]
-    sums = query_sums(embeddings, labels, rows, depths, distance, impl)
+    sums = query_sums(embeddings, labels, rows, depths, distance, impl, gallery)
     dist.all_reduce(sums)
     return result_of_sums(sums, depths)
 
 
 def query_sums(
-    embeddings: Tensor, labels: Tensor, rows: Tensor, depths: Sequence[int], distance: Any, impl: Any
+    embeddings: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    depths: Sequence[int],
+    distance: Any,
+    impl: Any,
+    gallery: Gallery | None = None,
 ) -> Tensor:
     """Sums of the scores of some queries, and the counts of asked, excluded and tied ones: float64."""
+    ref_emb, ref_labels = gallery or (embeddings, labels)
     both, offsets = ops.positive_ranks(
         embeddings[rows],
         labels[rows],
-        ref_emb=embeddings,
-        ref_labels=labels,
+        ref_emb=ref_emb,
+        ref_labels=ref_labels,
         distance=distance,
         ties="both",
         impl=impl,
     )
-    # Every query is its own nearest positive here: without it, the others stand one rank higher.
-    own = torch.zeros(both.shape[1], dtype=torch.bool)
-    own[offsets[:-1]] = True
-    both, offsets = both[:, ~own] - 1, offsets - torch.arange(len(offsets))
+    if gallery is None:
+        # Every query is its own nearest positive here: without it, the others stand one rank higher.
+        own = torch.zeros(both.shape[1], dtype=torch.bool)
+        own[offsets[:-1]] = True
+        both, offsets = both[:, ~own] - 1, offsets - torch.arange(len(offsets))
     asked = offsets.diff() > 0
     query = torch.repeat_interleave(torch.arange(len(rows)), offsets.diff())
     tied = query[both[0] != both[1]].unique()

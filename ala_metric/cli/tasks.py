@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .. import metrics
@@ -70,12 +71,19 @@ def retrieval(
     distance: Any = "cosine",
     impl: Any = "auto",
     depths: Sequence[int] | None = None,
+    gallery: shards.Gallery | None = None,
 ) -> dict[str, Any]:
-    """Leave-one-out retrieval among the rows; without ``k`` those of ``depths`` that the rows allow."""
+    """Retrieval in a gallery, or among the other rows; without ``k`` those of ``depths`` that these allow."""
     if k is None:
-        k = [depth for depth in depths or (1, 10, 100) if depth < max(len(labels), 2)]
-    result = asdict(shards.retrieval(embeddings, labels, k=tuple(k), distance=distance, impl=impl))
+        references = len(labels) - 1 if gallery is None else len(gallery[1])
+        k = [depth for depth in depths or (1, 10, 100) if depth <= max(references, 1)]
+    result = asdict(
+        shards.retrieval(embeddings, labels, k=tuple(k), distance=distance, impl=impl, gallery=gallery)
+    )
     found = {name: value for name, value in result.items() if value is not None}
+    if gallery is not None:
+        found["references"] = len(gallery[1])
+        labels = torch.cat([labels, gallery[1]])
     return found | {"classes": len(labels.unique()), "distance": str(distance)}
 
 
@@ -108,8 +116,8 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "recall_at_k" in result:
         rows = [(f"Recall@{k}", _percent(value)) for k, value in result["recall_at_k"].items()]
         rows += [("R-precision", _percent(result["r_precision"])), ("MAP@R", _percent(result["map_at_r"]))]
-        counts = ("queries", "excluded_queries", "tied_queries", "classes")
-        rows += [(key.replace("_", " "), str(result[key])) for key in counts]
+        counts = ("queries", "excluded_queries", "tied_queries", "references", "classes")
+        rows += [(key.replace("_", " "), str(result[key])) for key in counts if key in result]
         return rows + [(f"pairs: {name}", value) for name, value in _rows(result.get("verification", {}))]
     if "fold_accuracies" in result:
         accuracy = f"{100 * result['accuracy']:.2f} ± {100 * result['standard_error']:.2f} %"
