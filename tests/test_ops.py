@@ -553,6 +553,22 @@ def test_strips_refuse_a_second_derivative() -> None:
         first.square().sum().backward()
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("distance", [1e3, 1e8])
+def test_focal_shares_sum_to_one_at_huge_exponents(impl: str, distance: float, weighted: bool) -> None:
+    # Three positives at one distance d share the gradient 1 of log(3 exp d). A logarithm rounded to float32
+    # is off by 3e-5 at 1e3, and by log 3 at 1e8: then the gradient would be 3.
+    emb = torch.zeros(2, 1, requires_grad=True)
+    ref = torch.full((3, 1), distance)
+    labels = torch.zeros(2, dtype=torch.int64)
+    loss = ops.focal_weighting(
+        emb, labels, torch.ones(2), ref_emb=ref, ref_labels=torch.zeros(3, dtype=torch.int64), impl=impl
+    )
+    weights = torch.tensor([0.25, 2.0]) if weighted else torch.ones(2)  # unequal: a pass of its own
+    (weights * loss).sum().backward()
+    torch.testing.assert_close(emb.grad, -weights[:, None], rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("offset", [math.nan, math.inf])
 def test_focal_offset_must_be_finite(impl: str, offset: float) -> None:
     x, labels = batch(5, 3)

@@ -44,8 +44,25 @@ def masked_log1p_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
     """``log(1 + sum exp(values))`` over ``mask`` per row; exactly 0 where the mask is empty."""
     if values.shape[1] == 0:
         return values.sum(1)
-    values = values.masked_fill(~mask, -torch.inf)
-    top = values.detach().amax(1).clamp_min(0)
-    total = torch.exp(values - top[:, None]).sum(1)
+    terms, top = _shifted_exp(values, mask)
+    total = terms.sum(1)
     # log1p where the 1 dominates: log(1 + s) would round a small s away
     return torch.where(top == 0, torch.log1p(total), top + torch.log(torch.exp(-top) + total))
+
+
+def masked_shares(values: Tensor, mask: Tensor) -> Tensor:
+    """``exp(values) / (1 + sum exp(values))`` over ``mask`` per row, 0 elsewhere.
+
+    Not from the logarithm of the sum: its rounding would be that of all shares of a row.
+    """
+    if values.shape[1] == 0:
+        return values
+    terms, top = _shifted_exp(values, mask)
+    return terms / (torch.exp(-top) + terms.sum(1))[:, None]
+
+
+def _shifted_exp(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``exp(values - top)`` over ``mask``, else 0, and ``top``: the largest value of a row, at least 0."""
+    values = values.masked_fill(~mask, -torch.inf)
+    top = values.detach().amax(1).clamp_min(0)
+    return torch.exp(values - top[:, None]), top

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..types import Impl, Precision, Reduction
 from ._check import check_batch, check_derivatives, check_phi, check_precision, check_reduction, compute
-from ._reference import distance_matrix, masked_log1p_sum_exp, mean_of, pair_masks
+from ._reference import distance_matrix, masked_log1p_sum_exp, masked_shares, mean_of, pair_masks
 from ._select import choose
 from ._strips import PairStrips, differentiable_once
 
@@ -194,8 +194,7 @@ def _backward(
         centred = strip.distance - offset
         slope = torch.zeros_like(centred)
         for k, (sign, mask) in enumerate(zip((1, -1), strips.masks(strip, labels, ref_labels))):
-            share = torch.exp(sign * phi[k] * centred - log_sums[k, strip.rows, None])
-            share = torch.where(mask, share, 0) * grad[strip.rows, None]
+            share = masked_shares(sign * phi[k] * centred, mask) * grad[strip.rows, None]
             grad_phi[k] += sign * (share * centred).sum() / phi[k]
             slope += sign * share
         strips.pull_back(strip, slope, grad_x, grad_y)

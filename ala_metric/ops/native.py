@@ -253,8 +253,7 @@ def _focal_weighting_shape(
     precision: int = 0,
 ) -> tuple[Tensor, ...]:
     units = _like(emb_grad, emb, emb), _like(ref_grad, ref_emb, emb), _like(phi_grad, phi, emb)
-    # on CUDA float64 for every input: its rounding would be that of all gradients of a row
-    lse = emb.new_empty(emb.shape[0], 2, dtype=torch.float64) if emb.is_cuda else _new(emb, emb.shape[0], 2)
+    lse = emb.new_empty(emb.shape[0], 2, dtype=torch.float64)
     return _new(emb, emb.shape[0]), lse, *units
 
 

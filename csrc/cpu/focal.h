@@ -52,7 +52,8 @@ struct FocalData {
   Classes<T> classes;
   ExponentialSums<T> positive, negative;
   PairWeights<T> weight;  // narrow: anchor's weight * exp(common_shift - lse); wide: anchor's weight
-  PairWeights<T> lse;     // wide only
+  // The logarithms, and what their rounding to T has cut off: it would be an error of all gradients of a row.
+  PairWeights<T> lse, lse_rest;
   double* phi_sums =
       nullptr;  // [row blocks, 2]: sum of w log w over softmax weights w, times the anchor's weight
 
@@ -63,6 +64,7 @@ struct FocalData {
     negative.allocate(tiles.x.padded, arena);
     weight.allocate(tiles.x, arena);
     lse.allocate(tiles.x, arena);
+    lse_rest.allocate(tiles.x, arena);
     phi_sums = arena.array<double>(tiles.row_blocks() * 2);
   }
   void clear(const PairTiles<T>& tiles) {
@@ -70,6 +72,7 @@ struct FocalData {
     negative.clear(tiles.x.padded);
     weight.clear(tiles.x);
     lse.clear(tiles.x);
+    lse_rest.clear(tiles.x);
     std::memset(phi_sums, 0, static_cast<size_t>(tiles.row_blocks() * 2) * sizeof(double));
   }
 
@@ -326,6 +329,8 @@ struct FocalGradient {
       col_weight_[1] = data_.weight.column_negative(data_.symmetric, j0);
       col_lse_[0] = data_.lse.column_positive(data_.symmetric, j0);
       col_lse_[1] = data_.lse.column_negative(data_.symmetric, j0);
+      col_lse_rest_[0] = data_.lse_rest.column_positive(data_.symmetric, j0);
+      col_lse_rest_[1] = data_.lse_rest.column_negative(data_.symmetric, j0);
       phi_sums_[0] = phi_sums_[1] = V{};
     }
     ALA_HD void begin_row(int64_t i, int64_t, const typename PairTiles<T>::RowDistances& row) {
@@ -336,6 +341,8 @@ struct FocalGradient {
       row_weight_[1] = data_.weight.negative[row_];
       row_lse_[0] = data_.lse.positive[row_];
       row_lse_[1] = data_.lse.negative[row_];
+      row_lse_rest_[0] = data_.lse_rest.positive[row_];
+      row_lse_rest_[1] = data_.lse_rest.negative[row_];
     }
     template <bool kMasked>
     ALA_HD V pair(V d, V inverse, int v, Mask valid) {
@@ -365,8 +372,8 @@ struct FocalGradient {
     ALA_HD V softmax(int kind, V d, int v, V& entropy) const {
       const V e = exponent_.of(kind, d);
       const V row_weight = S::set(row_weight_[kind]), col_weight = S::load(col_weight_[kind] + v);
-      const V row_log = e + shift_ - S::set(row_lse_[kind]),
-              col_log = e + shift_ - S::load(col_lse_[kind] + v);
+      const V row_log = e + shift_ - S::set(row_lse_[kind]) - S::set(row_lse_rest_[kind]),
+              col_log = e + shift_ - S::load(col_lse_[kind] + v) - S::load(col_lse_rest_[kind] + v);
       V row, col;
       if constexpr (kWide) {  // e <= lse but for rounding
         row = M::exp(M::min(row_log, V{})) * row_weight;
@@ -385,8 +392,8 @@ struct FocalGradient {
     const T* rest_ = nullptr;
     FocalExponent<T> exponent_;
     V shift_;
-    const T *col_weight_[2], *col_lse_[2];
-    T row_weight_[2], row_lse_[2];
+    const T *col_weight_[2], *col_lse_[2], *col_lse_rest_[2];
+    T row_weight_[2], row_lse_[2], row_lse_rest_[2];
     typename S::I row_class_{};
     V phi_sums_[2];
   };
@@ -428,22 +435,24 @@ ala_status focal_weighting(const ala_focal_weighting_request& r, const Call& cal
     tiles.visit(op, workers);
   }
 
-  T *const lse = static_cast<T*>(r.lse), *const loss = static_cast<T*>(r.loss);
+  T* const loss = static_cast<T*>(r.loss);
   const T* weights = static_cast<const T*>(r.weights);
   double phi_grad[2] = {0, 0};
   for (int64_t i = 0; i < tiles.x.count; ++i) {
-    const double row[2] = {r.lse_given ? static_cast<double>(lse[2 * i]) : data.positive.log_one_plus(i),
-                           r.lse_given ? static_cast<double>(lse[2 * i + 1]) : data.negative.log_one_plus(i)};
-    if (lse && !r.lse_given)
-      for (int c = 0; c < 2; ++c) lse[2 * i + c] = static_cast<T>(row[c]);
+    const double row[2] = {r.lse_given ? r.lse[2 * i] : data.positive.log_one_plus(i),
+                           r.lse_given ? r.lse[2 * i + 1] : data.negative.log_one_plus(i)};
+    if (r.lse && !r.lse_given)
+      for (int c = 0; c < 2; ++c) r.lse[2 * i + c] = row[c];
     if (loss) loss[i] = static_cast<T>(row[0] / data.phi[0] + row[1] / data.phi[1]);
     const double weight = weights ? static_cast<double>(weights[i]) : 1.0;
     T* const to_weight[2] = {data.weight.positive + i, data.weight.negative + i};
     T* const to_lse[2] = {data.lse.positive + i, data.lse.negative + i};
+    T* const to_rest[2] = {data.lse_rest.positive + i, data.lse_rest.negative + i};
     for (int c = 0; c < 2; ++c) {
       phi_grad[c] -= weight * row[c] * ::exp(-row[c]);  // w log w of the 1 in log(1 + ...)
       *to_weight[c] = static_cast<T>(data.wide ? weight : weight * ::exp(data.common_shift - row[c]));
       *to_lse[c] = static_cast<T>(row[c]);
+      *to_rest[c] = static_cast<T>(row[c] - static_cast<double>(*to_lse[c]));
     }
   }
 

@@ -58,7 +58,7 @@ void focal_weighting(Run& run, const ala_focal_weighting_request& r) {
   points.y_labels = points.symmetric ? r.x_labels : r.y_labels;
   const int64_t n = points.x.count, blocks = ceil_div<int64_t>(n, kRowThreads);
   const auto* weights = static_cast<const T*>(r.weights);
-  auto* lse = r.lse ? static_cast<double*>(r.lse) : run.memory.array<double>(2 * n);
+  auto* lse = r.lse ? r.lse : run.memory.array<double>(2 * n);
   auto* parts = run.memory.array<Split<T>>(2 * n);
   if (!r.lse_given) {
     T* values = run.memory.array<T>(6 * n);

@@ -242,7 +242,7 @@ void check_problem(Problem p, ala_dtype dtype, Layout layout, Kind kind) {
     // e = phi (d - offset): its rounding error grows with phi and d.
     const double scale = std::max(1.0, phi[1] / 8) * (kind == Kind::large ? 4 : 1);
     Outputs<T> got(p, 2), again(p, 2);
-    std::vector<T> lse(2 * p.n);
+    std::vector<double> lse(2 * p.n);
     auto request = labelled_request<ala_focal_weighting_request>(p, x.view, y.view, weights, phi, got, true);
     request.offset = 1;
     request.lse = lse.data();

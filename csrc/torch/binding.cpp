@@ -355,10 +355,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> focal_weighting(
   Gradients unit(request.x, request.y, request.symmetric, 2, emb_grad, ref_grad, phi_grad, emb);
   unit.attach(request);
   Tensor loss = output(true, {request.x.rows}, emb);
-  const int32_t lse_type = emb.is_cuda() ? aoti_torch_dtype_float64() : compute_type(emb);
-  Tensor lse = Tensor::empty({request.x.rows, 2}, lse_type, emb);
+  Tensor lse = Tensor::empty({request.x.rows, 2}, aoti_torch_dtype_float64(), emb);
   request.loss = loss.mutable_data();
-  request.lse = lse.mutable_data();
+  request.lse = static_cast<double*>(lse.mutable_data());
   ALA_RUN(focal_weighting, request, emb, precision);
   return {std::move(loss), std::move(lse), std::move(unit.x), std::move(unit.y), std::move(unit.phi)};
 }
@@ -376,7 +375,7 @@ Three focal_weighting_backward(const Tensor& grad, const Tensor& emb, const Tens
                    unit_phi.size(0) > 0, emb);
   result.attach(request);
   request.weights = weights;
-  request.lse = const_cast<void*>(lse.data());
+  request.lse = static_cast<double*>(const_cast<void*>(lse.data()));
   request.lse_given = 1;
   ALA_RUN(focal_weighting, request, emb, precision);
   return {std::move(result.x), std::move(result.y), std::move(result.phi)};

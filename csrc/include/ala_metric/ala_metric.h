@@ -34,7 +34,7 @@
 extern "C" {
 #endif
 
-#define ALA_METRIC_ABI 2 /* grows when a struct or signature below changes */
+#define ALA_METRIC_ABI 3 /* grows when a struct or signature below changes */
 #define ALA_MIXTURE_SHAPES 5
 #define ALA_MIXTURE_PHI 10
 
@@ -172,9 +172,9 @@ ALA_API ala_status ala_distance_statistics(const ala_distance_statistics_request
 /* loss[i] = log(1 + sum_p exp(phi[0] (d_ip - offset))) / phi[0] + log(1 + sum_n exp(phi[1] (offset - d_in)))
  * / phi[1]. phi > 0 and finite, or ALA_INVALID_ARGUMENT. Gradients are those of sum_i weights[i] * loss[i].
  *
- * lse [N, 2] holds each row's two logarithms. Forward: pass lse to keep them (lse_given = 0). Backward with
- * other weights: pass the kept ones with lse_given = 1; the first of the two passes over the pairs is then
- * left out. */
+ * lse [N, 2] holds each row's two logarithms, double whatever x is: their rounding would be that of all
+ * gradients of a row. Forward: pass lse to keep them (lse_given = 0). Backward with other weights: pass the
+ * kept ones with lse_given = 1; the first of the two passes over the pairs is then left out. */
 typedef struct ala_focal_weighting_request {
   ala_matrix x, y;
   int32_t symmetric;
@@ -184,7 +184,7 @@ typedef struct ala_focal_weighting_request {
   double offset;
   const void* weights; /* optional [N]; NULL: all ones */
   int32_t lse_given;   /* 0: lse is written if not NULL; 1: lse is read and must not be NULL */
-  void* lse;           /* optional [N, 2] */
+  double* lse;         /* optional [N, 2] */
   void* loss;          /* optional [N], not weighted */
   void* grad_x;        /* optional [N, D]; symmetric: includes the rows' role as references */
   void* grad_y;        /* optional [M, D]; not written when symmetric */

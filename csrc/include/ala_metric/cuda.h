@@ -1,7 +1,6 @@
-/* ala_metric on CUDA: the requests of ala_metric.h, with three differences.
+/* ala_metric on CUDA: the requests of ala_metric.h, with two differences.
  *
  *   - Every pointer of a request is device memory of the current device, `phi` (double) and `offsets` too.
- *   - `lse` is double whatever x is: its rounding would be that of all gradients of a row.
  *   - Nothing waits: the work is queued on a stream, nothing is allocated, and a call may be captured in a
  *     CUDA graph. Values on the device are therefore not examined: an index out of range gives NaN.
  *
