@@ -1,4 +1,4 @@
-"""Floor 1: checks of what a user hands to ``ALALoss``."""
+"""Floor 1: checks of what a user hands over, most of it to ``ALALoss``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from .types import AdaptiveLoss, Logger
 
 MODES = ("paper", "fixed", "uniform", "random_walk", "random_static")
 STEP_ON = ("forward", "optimizer")
+
+
+def what_it_is(x: object) -> str:
+    """The type of something that should have been a tensor, and how it becomes one."""
+    name = type(x).__name__
+    return f"{name}; torch.from_numpy(array) makes one" if name == "ndarray" else name
 
 
 def check_parts(loss: Any, metric: Any, validate: Any, logger: Any) -> None:

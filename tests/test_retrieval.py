@@ -208,3 +208,16 @@ def test_half_precision_and_label_dtypes(impl: str) -> None:
     expected = ops.positive_ranks(x.double(), labels, impl=impl)[0]
     for dtype in (torch.uint8, torch.int32):
         assert torch.equal(ops.positive_ranks(x, labels.to(dtype), impl=impl)[0], expected)
+
+
+def test_arrays_are_told_how_to_become_tensors() -> None:
+    emb, labels = torch.randn(6, 3), torch.arange(6) % 2
+    said = r"must be a tensor, got ndarray; torch.from_numpy\(array\) makes one"
+    with pytest.raises(TypeError, match=f"^emb {said}"):
+        metrics.retrieval(emb.numpy(), labels, ref_emb=emb.numpy(), ref_labels=labels)
+    with pytest.raises(TypeError, match=f"^ref_emb {said}"):
+        metrics.retrieval(emb, labels, ref_emb=emb.numpy(), ref_labels=labels)
+    with pytest.raises(TypeError, match="labels must be a tensor of integers, got ndarray; torch.from_numpy"):
+        metrics.retrieval(emb, labels.numpy())
+    with pytest.raises(TypeError, match=f"^second {said}"):
+        metrics.paired_bootstrap(emb[:, 0], emb[:, 0].numpy(), labels)

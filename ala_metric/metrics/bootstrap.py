@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arguments import what_it_is
+
 _RESAMPLES_AT_ONCE = 64
 
 
@@ -76,7 +78,7 @@ def paired_bootstrap(
         If the shapes differ, NaN stand in different places, a score is infinite, fewer than two classes are
         left, ``confidence`` or ``resamples`` is out of range, or the draws are too few for an interval.
     TypeError
-        If ``classes`` are not integers.
+        For anything but tensors, or if ``classes`` are not integers.
 
     Examples
     --------
@@ -87,6 +89,9 @@ def paired_bootstrap(
     >>> interval.difference, interval.low < 0.5 < interval.high
     (0.5, True)
     """
+    for name, given in (("first", first), ("second", second), ("classes", classes)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {what_it_is(given)}")
     if first.ndim != 1 or second.shape != first.shape or classes.shape != first.shape:
         raise ValueError(
             f"first, second and classes must have one shape [N], got {tuple(first.shape)}, "

@@ -167,6 +167,8 @@ def retrieval(
 
 def _shared_rows(x: Tensor, y: Tensor) -> int:
     """How many rows of ``x`` begin where a row of ``y`` does: views of one tensor, not copies."""
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return 0  # refused with the other arguments
     if x.ndim != 2 or y.ndim != 2 or not x.numel() or not y.numel() or x.device != y.device:
         return 0
     if x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._arguments import what_it_is
 from ..types import Impl, Precision, Reduction
 
 _checks: Literal["auto", "full", "cheap"] = "auto"
@@ -100,7 +101,7 @@ def check_derivatives(op: str, impl: Impl, *inputs: Tensor | None) -> None:
 def check_embeddings(x: Tensor, name: str) -> Tensor:
     """Refuse anything but a 2-D floating point tensor (without NaN and Inf under full checks)."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {what_it_is(x)}")
     _refuse_batched(x, name)
     if x.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
@@ -115,7 +116,7 @@ def check_embeddings(x: Tensor, name: str) -> Tensor:
 def check_labels(labels: Tensor, emb: Tensor, name: str, emb_name: str) -> Tensor:
     """Refuse labels that do not fit ``emb``; return them as int64."""
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{name} must be a tensor of integers, got {type(labels).__name__}")
+        raise TypeError(f"{name} must be a tensor of integers, got {what_it_is(labels)}")
     if labels.dtype not in _INTEGERS:
         raise TypeError(f"{name} must have an integer dtype, got {labels.dtype}")
     if labels.ndim != 1 or labels.shape[0] != emb.shape[0]:

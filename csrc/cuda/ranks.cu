@@ -9,10 +9,10 @@ namespace ala::cuda {
 
 struct RankRows {
   ala_matrix raw;
-  float* data;      // [count, pitch]: s (x - origin), or the unit row for cosines
-  float* square;    // [count] of those
-  double* scale;    // [count] power of two that brings a row to about 1
-  double* inverse;  // [count] 1 / |scale x|; 0 for a zero row
+  float* data;     // [count, pitch]: s (x - origin), or the unit row for cosines
+  float* square;   // [count] of those
+  double* scale;   // [count] power of two that brings a row to about 1
+  double* length;  // [count] |scale x|; for cosines
   int pitch;
 };
 
@@ -42,22 +42,25 @@ __device__ inline double rank_scale(const RankSet& set) {
   return power_of_two_below(__longlong_as_double(static_cast<long long>(*set.largest)));
 }
 
-// Order of a pair, the smaller the nearer. Not inlined: thresholds and recounts must round alike.
+// Order of a pair, the smaller the nearer. Not inlined: thresholds and recounts must round alike. For cosines
+// each number of y is divided, so that rows along one axis are the same unit row, whatever their lengths, and
+// tie (as in cpu/rank_rows.h).
 __device__ __noinline__ double rank_key(const RankSet& set, int64_t i, int64_t j) {
   const ala_matrix &a = set.queries.raw, &b = set.references.raw;
   const double scale = set.cosine ? 1 : rank_scale(set);
+  const double length = set.cosine && set.references.length[j] > 0 ? set.references.length[j] : 1;
   double sum = 0;
   for (int64_t k = 0; k < a.cols; ++k) {
     const double x = element<double>(a, i * a.row_stride + k * a.col_stride);
     const double y = element<double>(b, j * b.row_stride + k * b.col_stride);
     if (set.cosine) {
-      sum += (x * set.queries.scale[i]) * (y * set.references.scale[j]);
+      sum += (x * set.queries.scale[i]) * (y * set.references.scale[j] / length);
     } else {
       const double difference = x * scale - y * scale;
       sum += difference * difference;
     }
   }
-  return set.cosine ? -sum * set.references.inverse[j] : sum;
+  return set.cosine ? -sum : sum;
 }
 
 // The largest |x - origin|, as bits: their order is that of the numbers, and a maximum knows no order.
@@ -86,7 +89,7 @@ static __global__ void __launch_bounds__(kRowThreads)
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kWarp;
   const ala_matrix &m = to.raw, &origin = set.references.raw;
   if (i >= m.rows) return;
-  double scale = 1, inverse = 0;
+  double scale = 1, length = 0;
   if (set.cosine) {
     double most = 0, sum = 0;
     for (int64_t k = lane; k < m.cols; k += kWarp) {
@@ -103,7 +106,7 @@ static __global__ void __launch_bounds__(kRowThreads)
       sum += x * x;
     }
     sum = warp_sum(sum);
-    inverse = sum == 0 ? 0 : 1 / ::sqrt(sum);
+    length = ::sqrt(sum);
   } else {
     scale = rank_scale(set);
   }
@@ -112,7 +115,7 @@ static __global__ void __launch_bounds__(kRowThreads)
     float x = 0;
     if (k < m.cols) {
       const double value = element<double>(m, i * m.row_stride + k * m.col_stride);
-      x = static_cast<float>(set.cosine ? value * scale * inverse
+      x = static_cast<float>(set.cosine ? length > 0 ? value * scale / length : 0
                                         : (value - element<double>(origin, k * origin.col_stride)) * scale);
     }
     to.data[i * to.pitch + k] = x;
@@ -122,7 +125,7 @@ static __global__ void __launch_bounds__(kRowThreads)
   if (lane == 0) {
     to.square[i] = square;
     to.scale[i] = scale;
-    to.inverse[i] = inverse;
+    to.length[i] = length;
   }
 }
 
@@ -224,8 +227,9 @@ static __global__ void __launch_bounds__(kTileThreads, 2)
   const int64_t label = i < n ? set.labels[i] : 0;
   const float x_square = i < n ? set.queries.square[i] : 0.0f;
   // key = unit * product form: 1, or the length of the query
-  const double inverse = set.cosine && i < n ? set.queries.inverse[i] : 1.0;
-  const double unit = inverse > 0 ? 1 / inverse : HUGE_VAL;  // a zero query: everything is compared exactly
+  const double length = set.cosine && i < n ? set.queries.length[i] : 1.0;
+  const double unit = length > 0 ? length : HUGE_VAL;  // a zero query: everything is compared exactly
+  const double inverse = length > 0 ? 1 / length : 0;
   const float nearest = wanted > 0 ? static_cast<float>(keys[0] * inverse) : 0.0f;
   const float farthest = wanted > 0 ? static_cast<float>(keys[wanted - 1] * inverse) : 0.0f;
   // rounding of the rows, of dims products and their sum, of the squares, of the thresholds
@@ -307,7 +311,7 @@ inline RankRows rank_rows(Run& run, const ala_matrix& raw) {
   rows.data = run.memory.array<float>(raw.rows * rows.pitch);
   rows.square = run.memory.array<float>(raw.rows);
   rows.scale = run.memory.array<double>(raw.rows);
-  rows.inverse = run.memory.array<double>(raw.rows);
+  rows.length = run.memory.array<double>(raw.rows);
   return rows;
 }
 

@@ -8,6 +8,8 @@
 #include <ala_metric/cuda.h>
 
 #include <climits>
+#include <mutex>
+#include <vector>
 
 #include "stable.h"
 
@@ -56,22 +58,54 @@ class Device {
   int32_t before_ = 0;
 };
 
-// Products by cuBLAS. A handle belongs to one thread and one device, and lives as long as the process.
+// Handles of cuBLAS that nobody uses just now: not one for each thread, for threads come and go (DataParallel
+// starts new ones at every step). They live as long as the process.
+class Handles {
+ public:
+  static void* take(int32_t device) {
+    Handles& all = instance();
+    {
+      const std::lock_guard<std::mutex> lock(all.mutex_);
+      auto& free = all.free_[device];
+      if (!free.empty()) {
+        void* const handle = free.back();
+        free.pop_back();
+        return handle;
+      }
+    }
+    void* handle = nullptr;
+    return cublasCreate_v2(&handle) == 0 ? handle : nullptr;
+  }
+  static void give_back(int32_t device, void* handle) {
+    Handles& all = instance();
+    const std::lock_guard<std::mutex> lock(all.mutex_);
+    all.free_[device].push_back(handle);
+  }
+
+ private:
+  static Handles& instance() {
+    static auto* const all = new Handles;  // never destroyed: CUDA may be gone when the process ends
+    return *all;
+  }
+  std::mutex mutex_;
+  std::vector<void*> free_[kMostDevices];
+};
+
+// Products by cuBLAS, on one stream, by a handle that is nobody else's while this lives.
 class Blas {
  public:
-  Blas(int32_t device, void* stream, void* workspace) {
+  Blas(int32_t device, void* stream, void* workspace) : device_(device) {
     if (!finds_cublas() || device < 0 || device >= kMostDevices) return;
-    static thread_local void* handles[kMostDevices] = {};
-    if (!handles[device] && cublasCreate_v2(&handles[device]) != 0) {
-      handles[device] = nullptr;
-      return;
-    }
-    if (cublasSetStream_v2(handles[device], stream) != 0 ||
-        cublasSetWorkspace_v2(handles[device], workspace, static_cast<size_t>(kBlasBytes)) != 0)
-      return;
-    handle_ = handles[device];
+    handle_ = Handles::take(device);
+    works_ = handle_ && cublasSetStream_v2(handle_, stream) == 0 &&
+             cublasSetWorkspace_v2(handle_, workspace, static_cast<size_t>(kBlasBytes)) == 0;
   }
-  bool works() const { return handle_ != nullptr; }
+  ~Blas() {
+    if (handle_) Handles::give_back(device_, handle_);
+  }
+  Blas(const Blas&) = delete;
+  Blas& operator=(const Blas&) = delete;
+  bool works() const { return works_; }
 
   // Row-major C = A B or A B^T is column-major C^T = B^T A^T or B A^T of the same memory.
   static int32_t multiply(void* self, void*, ala_dtype dtype, ala_precision precision, int32_t transpose_b,
@@ -98,7 +132,9 @@ class Blas {
   }
 
  private:
+  int32_t device_;
   void* handle_ = nullptr;
+  bool works_ = false;
 };
 #endif
 

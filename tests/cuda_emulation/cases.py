@@ -277,6 +277,16 @@ def near_case(kind: str, gap: float, d: int = 33) -> Case:
     return case
 
 
+def axis_case(kind: str) -> Case:
+    """Rows along one axis, of many lengths: for cosines two points, and a tie of all rows on one side."""
+    case = Case(64, None, 4, kind)
+    case.x = np.zeros((64, 4), kind)
+    case.x[:, 1] = np.random.default_rng(0).uniform(0.1, 9, 64)
+    case.x[::7] *= -1
+    case.set(case.x.astype(np.float64), None)
+    return case
+
+
 def collapsed(kind: str, gap: float) -> Case:
     case = Case(66, 67, 20, kind)
     rng = np.random.default_rng(8)
@@ -425,6 +435,9 @@ def cases() -> Iterator[tuple[str, Callable[[Emulated], None]]]:
     yield "own-is-refused", add(own_is_refused, lambda: Case(5, 7, 3, "float32"), 0)
     yield "ranks-tied-float32", add(ranks, lambda: tied_case("float32"), 0)
     yield "ranks-tied-float16", add(ranks, lambda: tied_case("float16"), 0)
+    for kind in ("float32", "float64"):
+        case = lambda kind=kind: axis_case(kind)  # noqa: E731
+        yield f"ranks-axis-{kind}", add(ranks, case, 0, cosine=True)
     yield "ranks-near", add(ranks, lambda: near_case("float32", 1e-6), 0)
     yield "ranks-wide", add(ranks, lambda: Case(33, 2203, 40, "float32"), 0)
 

@@ -149,7 +149,8 @@ def ranks(
     for i in range(len(x)):
         if cosine:
             length = np.sqrt((y * y).sum(1))
-            key = np.where(length > 0, -(y * x[i]).sum(1) / np.where(length > 0, length, 1), 0)
+            unit = y / np.where(length > 0, length, 1)[:, None]  # exact for rows along one axis
+            key = -(unit * x[i]).sum(1)
             key = key / max(np.sqrt((x[i] ** 2).sum()), 1e-300)
         else:
             key = ((y - x[i]) ** 2).sum(1)
