@@ -6,6 +6,8 @@ The sub-packages are loaded on first use: importing the package does not even im
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import _native
@@ -64,6 +66,17 @@ __all__ = [
 
 if _native.required():
     _native.native_info()
+
+
+def _compute_with_one_thread() -> None:
+    """In a child of ``fork``, where the threads of torch's pool are missing: waiting for them has no end."""
+    torch = sys.modules.get("torch")
+    if hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compute_with_one_thread)
 
 
 def __getattr__(name: str) -> Any:
