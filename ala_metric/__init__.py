@@ -70,9 +70,9 @@ if _native.required():
 
 def _compute_with_one_thread() -> None:
     """In a child of ``fork``, where the threads of torch's pool are missing: waiting for them has no end."""
-    torch = sys.modules.get("torch")
-    if hasattr(torch, "set_num_threads"):
-        torch.set_num_threads(1)
+    set_num_threads = getattr(sys.modules.get("torch"), "set_num_threads", None)
+    if set_num_threads is not None:
+        set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):

@@ -64,11 +64,24 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        rank = dist.get_rank(ctx.group)
-        start = sum(ctx.counts[:rank])
-        return total[start : start + ctx.counts[rank]], None, None
+        return _OwnOfSum.apply(grad, ctx.counts, ctx.group), None, None
+
+
+class _OwnOfSum(torch.autograd.Function):
+    """Of the sum over the ranks the rows of this one; each of the two is the backward pass of the other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int], group: Group) -> Tensor:
+        ctx.counts, ctx.group = counts, group
+        total = x.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        rank = dist.get_rank(group)
+        start = sum(counts[:rank])
+        return total[start : start + counts[rank]]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Gather.apply(grad, ctx.counts, ctx.group), None, None
 
 
 def pass_on(tensors: Sequence[Tensor], rows: int, group: Group = None) -> list[Tensor]:

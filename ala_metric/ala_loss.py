@@ -107,6 +107,8 @@ class ALALoss(BaseMetricLossFunction):
         If loss, metric, validate, policy or logger lack what is needed.
     ValueError
         If a number is out of range, the mode unknown, or the policy made for another task.
+    RuntimeError
+        On the other ranks, if ``validate`` or ``statistics`` raised on rank 0.
 
     Notes
     -----
@@ -122,8 +124,9 @@ class ALALoss(BaseMetricLossFunction):
     outputs that are not finite. If the wrapped loss or the logger raises, a controller step that was due has
     been taken and is not taken again: call the loss again, or, with ``step_on="optimizer"``, go on.
 
-    *Processes.* Under torch.distributed rank 0 validates and decides, all ranks apply. Pass an unwrapped
-    model to ``validate``, which must not use collectives, and save the state on rank 0.
+    *Processes.* Under torch.distributed rank 0 validates and decides, all ranks apply. Make this object on
+    all ranks, pass an unwrapped model to ``validate``, which must not use collectives, and save the state on
+    rank 0.
 
     *Optional attributes of the loss.* ``statistics_width`` (statistics per parameter, else seen at the
     first step), ``parameter_identity`` (True: the policy tells the parameters apart),
@@ -201,11 +204,14 @@ class ALALoss(BaseMetricLossFunction):
         self._seconds = 0.0
         self._seen: _Seen | None = None  # by a child, at the end of its K iterations
         self._child_draws: torch.Generator | None = None
+        width = self._known_width()
         if policy is not None:
-            check_policy(policy, self._known_width(probe=True), len(self.phi_spec), self.beta)
+            width = on_rank_zero(self._found_width) if width is None else width
+            check_policy(policy, width, len(self.phi_spec), self.beta)
         self._given_policy = policy
-        self.scheme = self._make_scheme(self._known_width() or 1, policy)
-        write_phi(self.loss, self.scheme.start(read_phi(self.loss)))
+        self.scheme = self._make_scheme(width or 1, policy)
+        start = self.scheme.start(read_phi(self.loss))
+        write_phi(self.loss, on_rank_zero(lambda: start) if mode == "random_static" else start)
         self._start = read_vector(self.loss).clone() if self._many else None
 
     @property
@@ -357,7 +363,7 @@ class ALALoss(BaseMetricLossFunction):
 
     def settle_width(self) -> None:
         """Fix the width of the policy by a look at the validation set, where the loss does not declare it."""
-        if self._known_width() is None and self.mode == "paper":
+        if self._known_width() is None and self.mode == "paper" and self._given_policy is None:
             with preserved_random_streams(), torch.no_grad():
                 self._fit_width(self.loss.statistics(*self._validated()))
 
@@ -402,13 +408,15 @@ class ALALoss(BaseMetricLossFunction):
         self._seconds = state["seconds"]
         self.history = [StepRecord(**record) for record in state["history"]]
 
-    def _known_width(self, probe: bool = False) -> int | None:
-        """Statistics per parameter that the loss declares, or (probed) gives for the validation set."""
+    def _known_width(self) -> int | None:
+        """Statistics per parameter that the loss declares."""
         declared: int | None = getattr(self.loss, "statistics_width", None)
-        if declared is None and probe:
-            with preserved_random_streams(), torch.no_grad():
-                return int(self.loss.statistics(*self._validated()).shape[-1])
         return declared
+
+    def _found_width(self) -> int:
+        """Statistics per parameter that the loss gives for the validation set."""
+        with preserved_random_streams(), torch.no_grad():
+            return int(self.loss.statistics(*self._validated()).shape[-1])
 
     def _make_scheme(self, statistics_width: int, policy: Policy | None) -> Scheme:
         """A new scheme of this mode."""

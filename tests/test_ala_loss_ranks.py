@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ala_metric import ALALoss, classification, metrics
+from ala_metric.controller import Policy
 
 from .fakes import FakeLoss, FakeMetric, validation_set
 
@@ -88,6 +89,49 @@ def classify(rank: int, kind: str) -> dict[str, Any]:
     }
 
 
+class Wordless(FakeLoss):
+    """Does not declare how many statistics it has."""
+
+    statistics_width = None
+
+
+def given_policy(rank: int, broken: bool) -> tuple[int, str]:
+    """Validations in the constructor, and what it raised; only rank 0 has a validation set, or none has."""
+    calls: list[int] = []
+
+    def validate() -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(rank)
+        if broken or rank > 0:
+            raise ValueError("no data")
+        return validation_set()
+
+    try:
+        loss_fn = ALALoss(
+            Wordless(3, width=2), FakeMetric(), validate, total_steps=10, every=2, policy=Policy(2)
+        )
+        loss_fn.settle_width()
+    except (ValueError, RuntimeError) as error:
+        return len(calls), str(error)
+    return len(calls), "done"
+
+
+def drawn(rank: int) -> list[Any]:
+    """Parameters at the start and after some steps of a run whose ranks have other seeds."""
+    loss_fn = ALALoss(
+        FakeLoss(3, low=0.0, high=1.0),
+        FakeMetric(),
+        validation_set,
+        total_steps=10,
+        every=2,
+        mode="random_static",
+        seed=5 + rank,
+    )
+    start = loss_fn.phi.tolist()
+    for _ in range(5):
+        loss_fn(torch.ones(2, 2))
+    return [start, loss_fn.phi.tolist()]
+
+
 def work(rank: int, store: str, results: Any) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -96,7 +140,9 @@ def work(rank: int, store: str, results: Any) -> None:
     )
     well = train(rank, [float(i % 3) for i in range(20)])
     failing = [train(rank, [0.0] * calls + [RuntimeError("no data")]) for calls in (0, 1)]
-    results.put((rank, well, failing, {kind: classify(rank, kind) for kind in KINDS}))
+    classified = {kind: classify(rank, kind) for kind in KINDS}
+    given = [given_policy(rank, broken) for broken in (False, True)]
+    results.put((rank, well, failing, classified, given, drawn(rank)))
     results.close()
     results.join_thread()
     dist.barrier()
@@ -144,3 +190,15 @@ def test_class_correlations_are_the_same_on_all_ranks(ranks: list[Any], kind: st
     assert first["phi"] != torch.eye(CLASSES).tolist()
     assert len(first["records"]) == 4 - 1  # the fourth is due on the call after the last
     assert (first["pairs"] is None) == (kind != "top confusions")
+
+
+def test_rank_zero_alone_looks_for_the_width_of_a_given_policy(ranks: list[Any]) -> None:
+    first, second = (found[4] for found in ranks)
+    assert first == [(1, "done"), (1, "no data")]
+    assert second == [(0, "done"), (0, "rank 0 failed: ValueError: no data")]
+
+
+def test_a_random_start_is_that_of_rank_zero(ranks: list[Any]) -> None:
+    first, second = (found[5] for found in ranks)
+    assert first == second == drawn(0)
+    assert first != drawn(1)

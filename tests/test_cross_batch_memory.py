@@ -227,6 +227,45 @@ def test_labels_of_any_dtype_and_large() -> None:
             assert torch.equal(losses.CrossBatchMemory(make("mixture"), 5, 20)(x, other), expected)
 
 
+@pytest.mark.parametrize("loss", [make("mixture"), pml.ContrastiveLoss()], ids=["fused", "lists"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_goes_on_after_inference_mode(loss: Any, dtype: torch.dtype) -> None:
+    stream = list(batches(6, dtype=dtype))
+    memory, plain = (losses.CrossBatchMemory(copy.deepcopy(loss), 5, 20) for _ in range(2))
+    for turn, (x, labels) in enumerate(stream):
+        expected = plain(x, labels)
+        if turn % 2:
+            (slope,) = torch.autograd.grad(expected, x)
+            value = memory(x, labels)
+            assert torch.equal(torch.autograd.grad(value, x)[0], slope)
+        else:
+            with torch.inference_mode():
+                value = memory(x, labels)
+        assert torch.equal(value, expected)
+    with torch.inference_mode():
+        memory.reset_queue()
+    memory(*stream[0]).backward()
+
+
+@pytest.mark.parametrize("loss", [make("mixture"), pml.ContrastiveLoss()], ids=["fused", "lists"])
+def test_the_queue_is_not_copied_where_no_graph_waits(loss: Any) -> None:
+    memory = losses.CrossBatchMemory(loss, 5, 20)
+    places = set()
+    for x, labels in batches(5):
+        memory(x, labels).backward()
+        places.add(memory.embedding_memory.data_ptr())
+    assert len(places) == 1
+
+
+def test_a_state_with_another_queue_is_refused() -> None:
+    state = losses.CrossBatchMemory(make("mixture"), 5, 8).state_dict()
+    for size in ((5, 16), (4, 8)):
+        memory = losses.CrossBatchMemory(make("mixture"), *size)
+        mine = f"memory has memory_size={size[1]} and embedding_size={size[0]}"
+        with pytest.raises(ValueError, match=f"state has memory_size=8 and embedding_size=5, this {mine}"):
+            memory.load_state_dict(state)
+
+
 def test_degenerate_batches(impl: str) -> None:
     for name in ("mixture", "focal"):
         memory = losses.CrossBatchMemory(make(name, impl=impl), 5, 20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,7 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, Di
 from torch import Tensor, nn
 
 from ala_metric import ALALoss, _gather, losses, metrics
+from ala_metric.losses._base import positive_pairs
 
 PHI = (0.9, 0.3, 0.7, 0.2, 0.8, 0.8, 0.4, 0.6, 0.5, 0.1)
 RAGGED = (7, 4, 1)
@@ -61,6 +63,22 @@ def _memory(loss: Any) -> Any:
     return losses.CrossBatchMemory(loss, 4, 19)
 
 
+def _views(wrap: Callable[[Any], Any], **kwargs: Any) -> Callable[[Any], Any]:
+    """Two views of the batch instead of labels."""
+
+    def make(loss: Any) -> Any:
+        views = losses.SelfSupervisedLoss(wrap(loss), **kwargs)
+        return lambda x, labels: views(x, x.flip(1) + 0.1)
+
+    return make
+
+
+def alike(loss: Any) -> Any:
+    """An ALALoss around it that does nothing before the hundredth step."""
+    x, labels = batch((9,), 5)[0]
+    return ALALoss(loss, metrics.RecallAtK((1,)), validate=lambda: (x, labels), total_steps=100, every=100)
+
+
 WEIGHTED = {"reducer": reducers.ClassWeightedReducer(torch.tensor([1.0, 2.0, 0.5]))}
 THRESHOLD = {"reducer": reducers.ThresholdReducer(low=1.0)}
 REGULARIZED = {"embedding_regularizer": regularizers.LpRegularizer(), "embedding_reg_weight": 0.4}
@@ -85,6 +103,17 @@ CASES |= {
     "memory mixture": (mixture, _memory, _memory, RAGGED, 4),
     "memory focal": (focal, _memory, _memory, EMPTY, 4),
     "memory PML": (contrastive, _memory, _memory, EVEN, 4),
+    "two views": (focal, _views(_wrap()), _views(_same), RAGGED, 1),
+    "two views ring": (mixture, _views(_wrap(ring=True)), _views(_same), EMPTY, 1),
+    "two views PML": (contrastive, _views(_wrap()), _views(_same), RAGGED, 1),
+    "two views adapted": (focal, _views(lambda loss: alike(_wrap()(loss))), _views(_same), RAGGED, 1),
+    "two views one way": (
+        focal,
+        _views(_wrap(), symmetric=False),
+        _views(_same, symmetric=False),
+        RAGGED,
+        1,
+    ),
 }
 
 
@@ -158,6 +187,65 @@ def their_wrappers(ranks: int, rank: int) -> dict[str, float]:
     return errors
 
 
+def joined_twice(ranks: int, rank: int) -> list[str]:
+    """What pytorch-metric-learning's wrapper gets from the losses that join the ranks themselves."""
+    x, labels = batch(EVEN[:ranks], 0)[rank]
+    x = model_of(0)(x)
+    found = []
+    for loss in (
+        losses.CrossBatchMemory(mixture(), 4, 60),
+        losses.CrossBatchMemory(contrastive(), 4, 60),
+        losses.AdaptPML(losses.DistributedLoss(contrastive()), {"loss.neg_margin": (0.1, 3)}),
+        alike(losses.DistributedLoss(focal())),
+    ):
+        try:
+            found.append(f"the loss was {DistributedLossWrapper(loss)(x, labels)}")
+        except TypeError as error:
+            found.append(str(error))
+    return found
+
+
+def unsynchronized(ranks: int, rank: int) -> float:
+    """The same wrapper around a memory that leaves the joining to it; error of the averaged gradient."""
+    together = DistributedLossWrapper(losses.CrossBatchMemory(mixture(), 4, 60, synchronize=False))
+    alone = losses.CrossBatchMemory(mixture(), 4, 60)
+    worst = 0.0
+    for step in range(3):
+        parts = batch(EVEN[:ranks], step)
+        model, twin = model_of(step), model_of(step)
+        together(model(parts[rank][0]), parts[rank][1]).backward()
+        x, labels = (torch.cat(v) for v in zip(*parts))
+        with in_one_process():
+            alone(twin(x), labels).backward()
+        dist.all_reduce(model.weight.grad)
+        worst = max(worst, float((model.weight.grad / ranks - twin.weight.grad).norm()))
+    return worst
+
+
+def second_derivative(ranks: int, rank: int) -> tuple[float, str]:
+    """Error of the gradient of the squared gradient of all rows, and what the ring says."""
+    parts = batch(RAGGED[:ranks], 0)
+    x, labels = (torch.cat(v) for v in zip(*parts))
+    x = x.requires_grad_()
+    own = parts[rank][0].clone().requires_grad_()
+
+    def squared(loss: Any, rows: Tensor, names: Tensor, scale: int) -> Tensor:
+        (slope,) = torch.autograd.grad(loss(rows, names), rows, create_graph=True)
+        return (slope / scale).square().sum()
+
+    loss = focal(impl="reference")
+    squared(losses.DistributedLoss(loss), own, parts[rank][1], ranks).backward()
+    squared(loss, x, labels, 1).backward()
+    start = sum(RAGGED[:rank])
+    expected = x.grad[start : start + len(own)]
+    try:
+        squared(losses.DistributedLoss(loss, ring=True), own, parts[rank][1], ranks)
+        refusal = ""
+    except NotImplementedError as error:
+        refusal = str(error)
+    return float((own.grad - expected).norm() / expected.norm()), refusal
+
+
 def in_ddp(ranks: int, rank: int) -> float:
     """One step of DistributedDataParallel with an adaptive loss around the wrapper."""
     parts = batch(RAGGED[:ranks], 0)
@@ -212,6 +300,9 @@ def work(rank: int, folder: str, results: Any) -> None:
             for name, case in CASES.items():
                 found[f"{ranks} {name}"] = compare(case, ranks, rank)
             found[f"{ranks} theirs"] = their_wrappers(ranks, rank)
+            found[f"{ranks} twice"] = joined_twice(ranks, rank)
+            found[f"{ranks} unsynchronized"] = unsynchronized(ranks, rank)
+            found[f"{ranks} second"] = second_derivative(ranks, rank)
             found[f"{ranks} ddp"] = in_ddp(ranks, rank)
             found[f"{ranks} held"] = most_rows_held(ranks, rank)
         except Exception:
@@ -257,6 +348,22 @@ def test_their_wrappers_around_our_losses(ranks: int, found: dict[int, Any]) -> 
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
+def test_their_wrapper_is_refused_where_the_ranks_are_joined_twice(ranks: int, found: dict[int, Any]) -> None:
+    for rank in range(ranks):
+        for said in found[rank][f"{ranks} twice"]:
+            assert said.startswith("DistributedLossWrapper has joined the rows of the ranks already: use ")
+        assert found[rank][f"{ranks} unsynchronized"] < 1e-9
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_second_derivatives(ranks: int, found: dict[int, Any]) -> None:
+    for rank in range(ranks):
+        error, refusal = found[rank][f"{ranks} second"]
+        assert error < 1e-9
+        assert refusal.startswith("DistributedLoss(ring=True) is differentiable once")
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_distributed_data_parallel_with_ala_loss(ranks: int, found: dict[int, Any]) -> None:
     assert max(found[rank][f"{ranks} ddp"] for rank in range(ranks)) < 1e-9
 
@@ -294,9 +401,38 @@ def test_refusals() -> None:
             wrap(3)
     with pytest.raises(TypeError, match="joins the ranks itself"):
         losses.DistributedLoss(losses.CrossBatchMemory(mixture(), 4))
+    adapted = losses.AdaptPML(losses.CrossBatchMemory(contrastive(), 4), {"loss.neg_margin": (0.1, 3)})
+    for loss in (pml.CrossBatchMemory(contrastive(), 4), adapted):
+        with pytest.raises(TypeError, match="holds a CrossBatchMemory: ours joins the ranks itself"):
+            losses.DistributedLoss(loss)
+    for loss in (losses.DistributedLoss(mixture()), DistributedLossWrapper(mixture())):
+        for held in (loss, pml.MultipleLosses([contrastive(), loss])):
+            with pytest.raises(TypeError, match="holds a Distributed.*the ranks are joined in there"):
+                losses.DistributedLoss(held)
+            with pytest.raises(TypeError, match="holds a Distributed.*give it the loss inside"):
+                losses.CrossBatchMemory(held, 4)
+    with pytest.raises(TypeError, match="joins the ranks itself"):
+        losses.CrossBatchMemory(alike(losses.DistributedLoss(mixture())), 4)
+    with pytest.raises(TypeError, match=r"write SelfSupervisedLoss\(DistributedLoss\(loss\)\)"):
+        losses.DistributedLoss(losses.SelfSupervisedLoss(mixture()))
+    for held in (losses.CrossBatchMemory(mixture(), 4), pml.CrossBatchMemory(contrastive(), 4), adapted):
+        with pytest.raises(TypeError, match="with labels that no other item has"):
+            losses.SelfSupervisedLoss(held)
     for loss, miner in ((contrastive(), None), (mixture(), miners.MultiSimilarityMiner())):
         with pytest.raises(ValueError, match="ring=True needs an adaptive pair loss"):
             losses.DistributedLoss(loss, ring=True, miner=miner)
     x, labels = batch((9,), 0)[0]
     with pytest.raises(ValueError, match="neither indices_tuple nor references"):
         losses.DistributedLoss(mixture(), ring=True)(x, labels, (labels, labels, labels))
+
+
+def test_labels_with_gaps_do_not_warn() -> None:
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            anchors, others, counts = positive_pairs(torch.arange(8)[::2], torch.tensor([4, 0, 4]))
+    finally:
+        torch.set_warn_always(always)
+    assert (anchors.tolist(), others.tolist(), counts.tolist()) == ([0, 2, 2], [1, 0, 2], [1, 0, 2, 0])

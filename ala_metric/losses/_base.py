@@ -301,6 +301,7 @@ def check_lists(pairs: _RowPairs | _MatrixPairs, anchors: Tensor, others: Tensor
 
 def positive_pairs(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Anchors and references of all positive pairs, and how many each anchor has, without an N x M mask."""
+    labels = labels.contiguous()  # else searchsorted warns
     order = torch.argsort(ref_labels, stable=True)
     ascending = ref_labels[order]
     first = torch.searchsorted(ascending, labels)

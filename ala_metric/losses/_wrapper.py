@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._gather import Group, gather_rows, row_counts
 from ..types import PhiSpec
@@ -46,6 +47,21 @@ class PassesPhiOn:
     def parameter_identity(self) -> bool:
         """Whether a policy must tell the parameters apart."""
         return bool(getattr(self.loss, "parameter_identity", False))
+
+
+def part_named(loss: nn.Module, *names: str) -> str | None:
+    """The first of these classes, or of those that derive from them, that the loss is or holds."""
+    kinds = [kind.__name__ for part in loss.modules() for kind in type(part).__mro__]
+    return next((name for name in names if name in kinds), None)
+
+
+def refuse_joined(instead: str) -> None:
+    """TypeError in a call of pytorch-metric-learning's DistributedLossWrapper: it has joined the rows."""
+    frame = sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if frame.f_globals.get("__name__") == "pytorch_metric_learning.utils.distributed":
+            raise TypeError(f"DistributedLossWrapper has joined the rows of the ranks already: {instead}")
 
 
 def is_fused(loss: Any) -> bool:

@@ -16,7 +16,7 @@ from .._ranks import rank
 from ..ops._check import check_embeddings, check_labels, known_values
 from . import _distance
 from ._base import check_rows, needed
-from ._wrapper import PassesPhiOn, all_pairs, is_fused, reduce
+from ._wrapper import PassesPhiOn, all_pairs, is_fused, part_named, reduce, refuse_joined
 
 Indices = tuple[Tensor, ...]
 
@@ -54,6 +54,9 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
     ValueError
         For sizes below 1, a batch larger than the queue, ``indices_tuple`` with ``enqueue_mask``, and a state
         with another queue.
+    TypeError
+        For a loss that is or holds a ``DistributedLoss`` or another ``CrossBatchMemory``; and, if the ranks
+        are to be joined here, for a call from pytorch-metric-learning's ``DistributedLossWrapper``.
 
     Notes
     -----
@@ -93,6 +96,12 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
             raise TypeError(
                 f"loss must be a loss of pytorch-metric-learning or ours, got {type(loss).__name__}"
             )
+        held = part_named(loss, "DistributedLoss", "DistributedLossWrapper", "CrossBatchMemory")
+        if held is not None:
+            raise TypeError(
+                f"loss is or holds a {held}; CrossBatchMemory joins the ranks itself (synchronize=True): "
+                "give it the loss inside"
+            )
         super().__init__(loss, embedding_size, memory_size, miner)
         self.synchronize = synchronize
         self._graphs = self._held = 0
@@ -124,6 +133,8 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
         if entering.shape != labels.shape:
             raise ValueError(f"enqueue_mask must have shape [{len(labels)}], got {tuple(entering.shape)}")
         together = self.synchronize and world_size() > 1
+        if together:
+            refuse_joined("use CrossBatchMemory without it, or with synchronize=False")
         listed = not is_fused(self.loss) or self.miner is not None or indices_tuple is not None
         if together and listed:  # every rank then does what one process would do
             counts = row_counts(labels)
@@ -141,18 +152,23 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
         self._held = self._graphs if torch.is_grad_enabled() else 0
         if listed:
             lists = self._lists(embeddings, labels, queue, queue_labels, indices_tuple, own)
-            return self.loss(embeddings, labels, lists, queue, queue_labels)
+            return self._watched(self.loss(embeddings, labels, lists, queue, queue_labels))
         with known_values():
-            losses = all_pairs(self.loss, rows, labels, queue, queue_labels, own)
-        if losses.requires_grad:
-            losses.register_hook(partial(self._release, self._graphs))
+            losses = self._watched(all_pairs(self.loss, rows, labels, queue, queue_labels, own))
         return reduce(self.loss, losses, embeddings, labels, together)
+
+    def _watched(self, losses: Any) -> Any:
+        """The losses of the latest graph, whose backward pass sets the queue free."""
+        if isinstance(losses, Tensor) and losses.requires_grad:
+            losses.register_hook(partial(self._release, self._graphs))
+        return losses
 
     def _release(self, graph: int, _: Tensor) -> None:
         """Called by the backward pass of a graph; the queue is free if that was the latest one."""
         if self._held == graph:
             self._held = 0
 
+    @torch.inference_mode(False)  # a queue made in that mode could not be trained with
     @torch.no_grad()
     def _enqueue(self, rows: Tensor, labels: Tensor, entering: Tensor, together: bool) -> Tensor:
         """Put the marked rows into the queue; slot of each row of this rank, -1 where it did not enter."""
@@ -167,7 +183,8 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
             raise ValueError(f"memory_size={self.memory_size} is too small for {new} new rows")
         slots = torch.where(entering, self.queue_idx + entering.cumsum(0) - 1, -1)
         slots = torch.where(entering, slots % self.memory_size, -1)
-        if self._held > 0:  # a graph that waits for its backward pass needs the queue as it was
+        if self._held > 0 or self.embedding_memory.is_inference():
+            # a graph that waits for its backward pass needs the queue as it was; the other cannot be written
             self.embedding_memory, self.label_memory = (
                 self.embedding_memory.clone(),
                 self.label_memory.clone(),
@@ -209,6 +226,16 @@ class CrossBatchMemory(PassesPhiOn, _pml.CrossBatchMemory):
         others = (1, 3) if len(lists) == 4 else (1, 2)
         placed = (own[v.long()] if k in others else v.long() for k, v in enumerate(given))
         return tuple(torch.cat(both) for both in zip(lists, placed))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        queue = state_dict.get(prefix + "embedding_memory")
+        if queue is not None and queue.shape != self.embedding_memory.shape:
+            rows, columns = queue.shape
+            raise ValueError(
+                f"the state has memory_size={rows} and embedding_size={columns}, this memory has "
+                f"memory_size={self.memory_size} and embedding_size={self.embedding_size}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Position in the queue, part of ``state_dict()``."""

@@ -13,10 +13,16 @@ from .._ranks import rank
 from ..ops._check import check_labels
 from . import _distance
 from ._base import AdaptivePairLoss, check_rows
-from ._wrapper import PassesPhiOn, all_pairs, is_fused, reduce
-from .cross_batch_memory import CrossBatchMemory
+from ._wrapper import PassesPhiOn, all_pairs, is_fused, part_named, reduce, refuse_joined
 
 Indices = tuple[Tensor, ...]
+_JOINED = "the ranks are joined in there: give the loss inside"
+_INSTEAD = {
+    "CrossBatchMemory": "ours joins the ranks itself (synchronize=True): use it without wrapper",
+    "SelfSupervisedLoss": "write SelfSupervisedLoss(DistributedLoss(loss))",
+    "DistributedLoss": _JOINED,
+    "DistributedLossWrapper": _JOINED,
+}
 
 
 class DistributedLoss(PassesPhiOn, nn.Module):
@@ -46,9 +52,13 @@ class DistributedLoss(PassesPhiOn, nn.Module):
     Raises
     ------
     TypeError
-        For a ``CrossBatchMemory``, which joins the batches itself.
+        For a loss that is or holds a ``CrossBatchMemory`` or another ``DistributedLoss``, which join the
+        ranks themselves, or a ``SelfSupervisedLoss``, which belongs around this wrapper; and for a call from
+        pytorch-metric-learning's ``DistributedLossWrapper``.
     ValueError
         If ``ring`` cannot be had.
+    NotImplementedError
+        In a backward pass with ``create_graph=True`` through ``ring=True``.
 
     Notes
     -----
@@ -78,10 +88,9 @@ class DistributedLoss(PassesPhiOn, nn.Module):
             raise TypeError(
                 f"loss must be a loss of pytorch-metric-learning or ours, got {type(loss).__name__}"
             )
-        if isinstance(loss, CrossBatchMemory):
-            raise TypeError(
-                "CrossBatchMemory(synchronize=True) joins the ranks itself: use it without wrapper"
-            )
+        held = part_named(loss, *_INSTEAD)
+        if held is not None:
+            raise TypeError(f"loss is or holds a {held}: {_INSTEAD[held]}")
         if ring and not (is_fused(loss) and miner is None):
             raise ValueError(
                 "ring=True needs an adaptive pair loss with a Euclidean distance and no miner, "
@@ -103,6 +112,8 @@ class DistributedLoss(PassesPhiOn, nn.Module):
         plain = indices_tuple is None and self.miner is None and ref_emb is None and labels is not None
         if self.ring and not plain:
             raise ValueError("ring=True needs labels, and neither indices_tuple nor references")
+        if world_size(self.group) > 1:
+            refuse_joined("use DistributedLoss without it")
         if world_size(self.group) > 1 and plain and is_fused(self.loss):
             return self._of_own_anchors(embeddings, labels)
         embeddings, labels = _joined(embeddings, labels, self.group)
@@ -158,6 +169,11 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "DistributedLoss(ring=True) is differentiable once; use ring=False and a loss with "
+                "impl='reference' for more"
+            )
         x, labels, phi, partials = ctx.saved_tensors
         with torch.enable_grad():
             leaves = partials.detach().requires_grad_()

@@ -98,10 +98,17 @@ class Processes:
         return rows if self.size == 1 else rows.tensor_split(self.size)[self.rank]
 
     def average_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Replace the gradients by their means over the processes."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.size == 1 or not gradients:
+        """Replace the gradients by their means over the processes; one that only some have is 0 elsewhere."""
+        parameters = list(parameters)
+        if self.size == 1 or not parameters:
             return
+        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=self.device)
+        dist.all_reduce(used, op=dist.ReduceOp.MAX, group=self.group)
+        parameters = [parameter for parameter, anywhere in zip(parameters, used.tolist()) if anywhere]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in parameters if p.grad is not None]
         for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
             some = [gradient for gradient in gradients if gradient.dtype == dtype]
             mean = torch.cat([gradient.flatten() for gradient in some])
