@@ -84,14 +84,14 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks classification_speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--csv", default=str(measure.RESULTS / "classification-speed.csv"))
+    measure.add_csv_option(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     found = []
     for batch, classes in SIZES:
         times = measure.interleaved(peers(batch, classes), options.rounds, seconds=20.0)
         found += measure.rows("classification", f"{batch}x{classes}", UNIT, times, options.threads, {})
-    measure.write_csv(measure.Path(options.csv), found)
+    measure.write_csv(options.csv, found)
     print(measure.markdown(found))
     for top in (None, TOP):
         pairs = "all 500,500 pairs" if top is None else f"the {top} most confused pairs"

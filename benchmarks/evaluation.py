@@ -207,7 +207,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--without", nargs="*", default=[], metavar="PROVIDER", choices=SLOW)
     parser.add_argument("--galleries", nargs="*", default=["own", "separate"], choices=["own", "separate"])
     parser.add_argument("--no-ranks", action="store_true", help="leave out the comparison with float64")
-    parser.add_argument("--csv", default=str(measure.RESULTS / "evaluation.csv"))
+    measure.add_csv_option(parser)
     options = parser.parse_args(argv)
     sizes = [tuple(map(int, s.split("x"))) for s in options.sizes] if options.sizes else SIZES
     found: list[measure.Row] = []
@@ -222,7 +222,7 @@ def main(argv: list[str]) -> int:
                     continue
                 memory = not options.no_memory and threads == 1
                 found += run_case(n, d, separate, threads, options.rounds, memory, options.without)
-                measure.write_csv(measure.Path(options.csv), found)
+                measure.write_csv(options.csv, found)
     print("\ntime (CPU seconds with one thread) / faiss's (peak extra memory)\n")
     print(f"{measure.markdown(found)}\n\n{measure.conditions()}")
     return 0

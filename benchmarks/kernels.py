@@ -230,7 +230,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--losses", nargs="*", default=["mixture", "focal"], choices=["mixture", "focal"])
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--no-mined", action="store_true")
-    parser.add_argument("--csv", default=str(measure.RESULTS / "kernels.csv"))
+    measure.add_csv_option(parser)
     parser.add_argument("--plot", default=None, metavar="FILE.svg")
     options = parser.parse_args(argv)
     sizes = [tuple(map(int, s.split("x"))) for s in options.sizes] if options.sizes else SIZES
@@ -249,7 +249,7 @@ def main(argv: list[str]) -> int:
         if part:
             print(f"\n{name}: time / {part[0].unit} (peak extra memory)\n\n{measure.markdown(part)}")
     print(f"\n{measure.conditions()}")
-    measure.write_csv(measure.Path(options.csv), found)
+    measure.write_csv(options.csv, found)
     if options.plot:
         plot(found, options.plot)
     return 0

@@ -249,7 +249,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=60.0, help="no new kills after this time")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="no new kills after this time, counted from the first"
+    )
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--forks", action="store_true", help="a small agent instead of torchrun")
     parser.add_argument("--worker", type=Path, default=None, help=argparse.SUPPRESS)
@@ -261,13 +263,13 @@ def main(arguments: list[str]) -> int:
     from ala_metric import ALALoss, data, losses, metrics, training  # noqa: F401 (imported before the forks)
 
     disturbed = kill_until_done if options.forks else kill_under_torchrun
-    begin = time.monotonic()
-    deadline = begin + 60 * options.minutes
     draw = random.Random(options.seed)
     seen = Counter[str]()
     with tempfile.TemporaryDirectory() as place:
         alone = run_undisturbed(Path(place) / "alone", 1)
         expected = run_undisturbed(Path(place) / "two", 2)
+        begin = time.monotonic()
+        deadline = begin + 60 * options.minutes
         while seen["kills"] < options.kills and time.monotonic() < deadline:
             folder = Path(place) / "race"
             seen += disturbed(folder, options.kills - seen["kills"], draw, deadline)
@@ -291,4 +293,18 @@ def main(arguments: list[str]) -> int:
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
-    return int(seen["races_with_other_numbers"] > 0 or not report["one_process_equals_two"])
+    return verdict(report, options.kills)
+
+
+def verdict(report: dict[str, Any], wanted: int) -> int:
+    """The exit status: 0 where as many were killed as asked for, and no race noticed. Says what is wrong."""
+    wrong = []
+    if report.get("kills", 0) < wanted:
+        wrong.append(f"only {report.get('kills', 0)} of {wanted} kills came before --minutes were over")
+    if report["races_with_other_numbers"]:
+        wrong.append(f"{report['races_with_other_numbers']} races ended with other numbers")
+    if not report["one_process_equals_two"]:
+        wrong.append("one undisturbed process and two ended with different numbers")
+    for line in wrong:
+        print(f"kill_race: {line}", file=sys.stderr)
+    return int(bool(wrong))

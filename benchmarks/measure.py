@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import ctypes
@@ -20,7 +21,6 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
 Call = Callable[[], object]
 
 
@@ -168,7 +168,14 @@ def peak_extra_mib(setup: Callable[..., Call], small: tuple, large: tuple) -> fl
         return pool.submit(_peak_of, setup, small, large).result()
 
 
-def write_csv(path: Path, found: list[Row]) -> None:
+def add_csv_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--csv", type=Path, help="file for the rows; none if not given")
+
+
+def write_csv(path: Path | None, found: list[Row]) -> None:
+    """Write the rows, where a file was asked for: nothing committed is overwritten by default."""
+    if path is None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")

@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--queues", type=int, nargs="*", default=QUEUES)
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--csv", default=str(measure.RESULTS / "memory_bank.csv"))
+    measure.add_csv_option(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     found: list[measure.Row] = []
@@ -118,5 +118,5 @@ def main(argv: list[str]) -> int:
         case = f"{BATCH} against {queue}x{options.dim}"
         found += measure.rows("memory_bank", case, UNIT, times, options.threads, peaks)
     print(f"\ntime / {UNIT} (peak extra memory)\n\n{measure.markdown(found)}\n\n{measure.conditions()}")
-    measure.write_csv(measure.Path(options.csv), found)
+    measure.write_csv(options.csv, found)
     return 0

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks small_batches", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sizes", nargs="*", default=SIZES, metavar="NxD")
-    parser.add_argument("--csv", default=str(measure.RESULTS / "small_batches.csv"))
+    measure.add_csv_option(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     found: list[measure.Row] = []
@@ -71,5 +71,5 @@ def main(argv: list[str]) -> int:
         times = measure.interleaved(providers(n, d), options.rounds, block=kernels.BLOCK)
         found += measure.rows("small batches", f"mixture {size}", kernels.UNIT, times, 1, {})
     print(f"microseconds of a step, one thread (medians)\n\n{table(found)}\n\n{measure.conditions()}")
-    measure.write_csv(measure.Path(options.csv), found)
+    measure.write_csv(options.csv, found)
     return 0

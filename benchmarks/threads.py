@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
     parser.add_argument("--sizes", nargs="*", default=SIZES, metavar="NxD")
-    parser.add_argument("--csv", default=str(measure.RESULTS / "threads.csv"))
+    measure.add_csv_option(parser)
     options = parser.parse_args(argv)
     if options.threads < 2:
         parser.error(f"--threads must be at least 2, got {options.threads}")
@@ -83,5 +83,5 @@ def main(argv: list[str]) -> int:
             print(f"{what} {size} ...", flush=True)
             found += run_case(what, n, d, options.threads, options.rounds)
     print(f"\ntimes as fast as one thread (quartiles)\n\n{table(found)}\n\n{measure.conditions()}")
-    measure.write_csv(measure.Path(options.csv), found)
+    measure.write_csv(options.csv, found)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,47 @@ def test_cifar_format_runs_and_resumes(tmp_path: Path, capsys: pytest.CaptureFix
 
     with pytest.raises(SystemExit, match="choose another --out"):
         main([*call, "--steps", "5", "--rows", "ce"])
+    for option, has, wants in (
+        ("--lr", "lr = 0.1", "lr = 0.2"),
+        ("--batch", "batch = 16", "batch = 20"),
+        ("--image-size", "image_size = None", "image_size = 16"),
+        ("--root", "root = ", "other"),
+    ):
+        value = wants.split(" = ")[-1]
+        if option == "--root":
+            value = str(make_cifar10(tmp_path / value))
+        with pytest.raises(SystemExit, match=f"{has}.*asked for: .*{wants}; choose another --out"):
+            main([*call, option, value, "--rows", "ce"])
     with pytest.raises(SystemExit, match="--root"):
         main(["--data", "cifar10"])
+
+
+@needs_sklearn
+def test_a_policy_is_paid_for_and_only_used_where_it_was_trained_alike(tmp_path: Path) -> None:
+    def train(row: str, size: Size = TINY) -> float:
+        source = tasks_of("digits")[0]
+        return float(train_cell(Cell(4, source, "perceptron", row, 0, size, source, tmp_path))["compute"])
+
+    alone = train("rmsprop-ala")
+    assert train("rmsprop-policy") == pytest.approx(2 * alone)  # the same data: as much again
+    assert train("rmsprop-policy") == pytest.approx(2 * alone)  # and the policy of a file costs what it cost
+    with pytest.raises(SystemExit, match=r"'lr': 0.05.* asked for: .*'lr': 0.1"):
+        train("rmsprop-tuned", replace(TINY, lr=0.1))
+    (tmp_path / "digits-clean-seed0.json").unlink()
+    with pytest.raises(SystemExit, match="says how it was trained; remove it"):
+        train("rmsprop-tuned")
+
+
+@needs_sklearn
+def test_second_runs_are_said_not_to_be_paired(tmp_path: Path) -> None:
+    task, found = tasks_of("digits")[0], {}
+    for row in ("fixed", "ala-2nd"):
+        cell = Cell(5, task, "perceptron", row, 0, TINY, None, tmp_path)
+        found[cell.key] = train_cell(cell)
+    said = "Second runs have other weights and batches: with them only the split is paired."
+    assert said in table_text(TABLES[5], found, [cell.column])
+    del found[cell.key]
+    assert said not in table_text(TABLES[5], found, [cell.column])
 
 
 @needs_sklearn

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from benchmarks.study import command, diagnosis, statistics, tables
-from benchmarks.study.cells import load_cells, plan
+from benchmarks.study.cells import load_cells, plan, refuse_other_settings
 from benchmarks.study.rows import BY_NAME, ROWS
 from benchmarks.study.tasks import BUILT_IN, Evenly, problem
 from benchmarks.study.trial import mean_phi
@@ -132,6 +132,47 @@ def test_markdown_says_what_was_compared() -> None:
     assert "| glyphs-focal | race | fixed | +2.0 [+2.0, +2.0] | 0.062 | 0.062 | 5 |" in text
 
 
+def test_rows_with_children_are_compared_with_a_fixed_loss_trained_for_as_long() -> None:
+    task = TASKS["digits-clean"]
+    cells = {
+        (task.name, row, seed): cell(row, seed, error + seed, 0.0) | {"compute": compute}
+        for row, error, compute in (("fixed", 10.0, 1.0), ("fixed-4", 7.0, 4.0), ("race", 8.0, 3.9))
+        for seed in range(10)
+    }
+    lines = {task.name: tables.lines_of(cells, task, range(10))}
+    text = tables.equal_compute_table(lines)
+    assert (
+        "| digits-clean | race | fixed-4 | 3.90 : 4.00 | −1.0 [−1.0, −1.0] | 0.0020 | 0.0020 | 10 |" in text
+    )
+    assert text in tables.markdown([task], lines, cells)
+
+
+def test_p_values_are_never_printed_as_zero() -> None:
+    assert tables.p_text(0.00001) == "< 0.0001"
+    assert tables.p_text(0.0002) == "0.0002"
+    assert tables.p_text(0.0312) == "0.031"
+
+
+def test_longer_runs_train_n_times_as_many_steps() -> None:
+    """The same bits as a task of four times the steps, counted as four trainings; the winner's run too."""
+    task = replace(TASKS["digits-imbalanced"], steps=3)
+    parts = problem(task, 0)
+    longer = BY_NAME["fixed-4"].run(task, parts, 0, {})
+    asked = BY_NAME["fixed"].run(replace(task, steps=12), parts, 0, {})
+    assert longer["metrics"] == asked["metrics"]
+    assert longer["validation"] == asked["validation"]
+    assert (longer["compute"], asked["compute"]) == (4.0, 1.0)
+    assert longer["pass_cost"] == pytest.approx(BY_NAME["fixed"].run(task, parts, 0, {})["pass_cost"])
+
+
+def test_parameters_of_a_race_cost_the_race() -> None:
+    task = replace(TASKS["digits-imbalanced"], steps=3)
+    parts = problem(task, 0)
+    phi = BY_NAME["fixed"].run(task, parts, 0, {})["phi"]
+    found = BY_NAME["race-final"].run(task, parts, 0, {"race": {"phi": phi, "compute": 3.5}})
+    assert found["compute"] == 4.5
+
+
 def test_shares_of_variance() -> None:
     generator = np.random.default_rng(0)
     action = np.arange(6.0)[None, None, :] * np.ones((3, 4, 1))
@@ -147,9 +188,9 @@ def test_shares_of_variance() -> None:
     assert diagnosis.pooled(trend).action < 0.05  # what all siblings share drowns the action
 
 
-def run(out: Path, rows: tuple[str, ...]) -> None:
+def run(out: Path, rows: tuple[str, ...], *more: str) -> None:
     arguments = ["--data", "digits", "--tasks", "digits-imbalanced", "--seeds", "2", "--steps", "20"]
-    arguments += ["--every", "5", "--workers", "1", "--out", str(out), "--no-plots", "--rows", *rows]
+    arguments += ["--every", "5", "--workers", "1", "--out", str(out), "--no-plots", "--rows", *rows, *more]
     assert command.main(arguments) == 0
 
 
@@ -175,6 +216,87 @@ def test_a_tiny_study_and_its_resume(tmp_path: Path, capsys: pytest.CaptureFixtu
     for gone in (lost, cut):
         key = gone["task"], gone["row"], gone["seed"]
         assert again[key]["metrics"] == whole[key]["metrics"]  # bit for bit
+
+
+def test_cells_of_other_settings_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, ("fixed",))
+    with pytest.raises(SystemExit, match=r"steps = 20, asked for: steps = 30; choose another --out"):
+        run(tmp_path, ("fixed",), "--steps", "30")
+    with pytest.raises(SystemExit, match=r"every = 5, asked for: every = 7"):
+        run(tmp_path, ("static-1",), "--every", "7")
+    with pytest.raises(SystemExit, match=r"steps = 20, asked for: steps = 30"):
+        run(tmp_path, ("fixed",), "--steps", "30", "--tables-only")
+    run(tmp_path, ("fixed",), "--root", str(tmp_path))  # digits are read from no folder
+    path = tmp_path / "cells.jsonl"
+    older = [json.loads(line) for line in path.read_text().splitlines()]
+    for entry in older:
+        del entry["every"], entry["root"]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in older))
+    run(tmp_path, ("fixed",), "--every", "7")  # files of before say the steps alone
+    path.write_text(json.dumps({**older[0], "task": "sop-focal", "root": "/old"}) + "\n")
+    with pytest.raises(SystemExit, match="root = /old, asked for: root = /new"):
+        refuse_other_settings(
+            load_cells(path),
+            [replace(TASKS["glyphs-focal"], name="sop-focal", data="sop", steps=20)],
+            Path("/new"),
+            path,
+        )
+
+
+def test_a_csv_keeps_ties_and_can_be_read_again(tmp_path: Path) -> None:
+    """Two pairs whose differences are 1/3 and -1/3: after rounding to four decimals they would not cancel."""
+    task = TASKS["digits-clean"]
+    cells = {
+        (task.name, row, seed): cell(row, seed, error, 0.0)
+        for row, errors in (("fixed", (2 / 3, 1.0, 5.0)), ("race", (1.0, 4 / 3 - 2 / 3, 4.0)))
+        for seed, error in enumerate(errors)
+    }
+    lines = {task.name: tables.lines_of(cells, task, range(3))}
+    tables.write_csv(tmp_path / "study.csv", lines)
+    again = tables.read_csv(tmp_path / "study.csv", range(3))
+    assert tables.between(again, task.name, "race", "fixed") == tables.between(
+        lines, task.name, "race", "fixed"
+    )
+    assert [name for name, *_ in tables.with_rows(lines[task.name][1:], again[task.name])] == [
+        "fixed",
+        "race",
+    ]
+    assert tables.read_csv(tmp_path / "study.csv", [7]) == {}
+
+
+def test_rows_of_another_csv_stand_beside_the_new_ones(tmp_path: Path) -> None:
+    run(tmp_path / "b", ("fixed", "fixed-2"), "--others", str(write_others(tmp_path)))
+    text = (tmp_path / "b" / "study.md").read_text()
+    titles = [line.split(" | ")[0].strip("| ") for line in text.split("## digits, 10:1")[1].splitlines()[6:]]
+    assert titles == ["fixed Φ", "fixed Φ, 2 T steps", "best of 4 random static Φ", "race + critic + twins"]
+
+
+def write_others(folder: Path) -> Path:
+    metrics = ("balanced error", "accuracy", "error", "AUCPR")
+    rows = [
+        f"digits-imbalanced,{row},{seed},{metric},9.5,4.0,1.0\n"
+        for row in ("race", "best-of-random", "fixed")
+        for seed in (0, 1)
+        for metric in metrics
+    ]
+    path = folder / "others.csv"
+    path.write_text("task,row,seed,metric,value,compute,cpu_seconds\n" + "".join(rows))
+    return path
+
+
+COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+def test_committed_values_can_be_read() -> None:
+    found = tables.read_csv(COMMITTED / "study" / "study.csv", range(10))
+    assert set(found) == set(TASKS)
+    for lines in found.values():
+        rows = {name: cells for name, _, cells in lines}
+        assert all(len(cells) == 10 for cells in rows.values())
+        assert {"fixed", "fixed-2", "fixed-4", "race"} <= set(rows)
+        if "race-final" in rows:
+            for own, race in zip(rows["race-final"], rows["race"]):
+                assert own["compute"] == pytest.approx(1 + race["compute"], abs=1.5e-3)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.cells import Key, load_cells
+from benchmarks.study.cells import Key, load_cells, refuse_mismatch
 from benchmarks.study.trial import timed
 
-from .rows import BY_NAME, TABLES, Setting, metric_of
+from .rows import BY_NAME, TABLES, Setting, folder, metric_of
 from .tasks import Task, problem
 from .trial import Size
 
@@ -45,17 +45,24 @@ class Cell:
         """Its place in the file."""
         return self.column, self.row, self.seed
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the command line may change of it: cells that differ here are not of one table."""
+        source = None if self.source is None else self.source.root
+        return {
+            **asdict(self.size),
+            "root": folder(self.task.root),
+            "image_size": self.task.size,
+            "source_root": folder(source),
+        }
+
 
 def run_cells(cells: Sequence[Cell], path: Path, workers: int = 2) -> dict[Key, dict[str, Any]]:
     """Train what is missing in ``path``, ``workers`` cells at a time, one thread each; 0: in this process."""
     found = load_cells(path)
     for cell in cells:
-        done = found.get(cell.key)
-        if done is not None and (done["steps"], done["every"]) != (cell.size.steps, cell.size.every):
-            raise SystemExit(
-                f"{path} holds {cell.key} with {done['steps']} steps and K = {done['every']}, asked for are "
-                f"{cell.size.steps} and {cell.size.every}; choose another --out"
-            )
+        if cell.key in found:
+            refuse_mismatch(path, cell.key, found[cell.key], cell.settings)
     waiting = {cell.key: cell for cell in cells if cell.key not in found}
     if not waiting:
         return found
@@ -109,7 +116,7 @@ def train_cell(cell: Cell) -> dict[str, Any]:
     metric = metric_of(TABLES[cell.table], parts)
     setting = Setting(parts, cell.network, cell.size, cell.seed, metric, cell.source, cell.policies)
     column, row, seed = cell.key
-    about = {"task": column, "row": row, "seed": seed, "steps": cell.size.steps, "every": cell.size.every}
+    about = {"task": column, "row": row, "seed": seed} | cell.settings
     return about | timed(BY_NAME[row].run, setting)
 
 

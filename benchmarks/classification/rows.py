@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,11 @@ def coarse(setting: Setting) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------ Table 5: a second run
 def second(freeze: bool) -> Run:
-    """A run that starts with the policy of a first one; both are paid for."""
+    """A run that starts with the policy of a first one; both are paid for.
+
+    The first run has the seed of the other rows. The second has weights and batches of its own, so that
+    against the other rows only the split and the rare and wrong labels are paired: the table says so.
+    """
 
     def run(setting: Setting) -> dict[str, Any]:
         loss_fn, first = _adapted(setting)
@@ -239,25 +244,44 @@ def transferred(freeze: bool) -> Run:
     """RMSProp with a policy that was learned on another data set under momentum SGD."""
 
     def run(setting: Setting) -> dict[str, Any]:
-        return single(setting, policy=source_policy(setting), freeze=freeze, optimizer_name="rmsprop")
+        policy, spent = source_policy(setting)
+        found = single(setting, policy=policy, freeze=freeze, optimizer_name="rmsprop")
+        return found | {"compute": found["compute"] + spent}
 
     return run
 
 
-def source_policy(setting: Setting) -> Any:
-    """The policy of the source data set: from its file, or trained and kept there."""
+def source_policy(setting: Setting) -> tuple[Any, float]:
+    """The policy of the source data set, and what it cost: from its file, or trained and kept there.
+
+    The cost counts trainings of T steps *on the source*. A JSON file beside the policy says it, and how the
+    policy was trained; a policy of other settings is refused.
+    """
     assert setting.source is not None
     assert setting.policies is not None
     path = setting.policies / f"{setting.source.name}-seed{setting.seed}.policy"
-    if path.is_file():
-        return controller.load_policy(path)
-    source = problem(setting.source, setting.seed)
+    notes = path.with_suffix(".json")
     network = setting.network if setting.network != "nasnet" else "densenet"
+    asked = {"network": network, **asdict(setting.size), "root": folder(setting.source.root)}
+    if path.is_file():
+        if not notes.is_file():
+            raise SystemExit(f"{path} has no {notes.name} that says how it was trained; remove it")
+        kept = json.loads(notes.read_text(encoding="utf-8"))
+        if kept["settings"] != asked:
+            raise SystemExit(f"{path} was trained with {kept['settings']}, asked for: {asked}; remove it")
+        return controller.load_policy(path), kept["compute"]
+    source = problem(setting.source, setting.seed)
     there = replace(setting, problem=source, metric=source.metric, network=network)
-    loss_fn, _ = _adapted(there)
+    loss_fn, found = _adapted(there)
     path.parent.mkdir(parents=True, exist_ok=True)
+    notes.write_text(json.dumps({"settings": asked, "compute": found["compute"]}), encoding="utf-8")
     controller.save_policy(path, loss_fn.policy)
-    return loss_fn.policy
+    return loss_fn.policy, found["compute"]
+
+
+def folder(root: Path | None) -> str | None:
+    """A folder as cells and policies record it."""
+    return None if root is None else str(root.resolve())
 
 
 def adapting(optimizer: str) -> Run:

@@ -10,10 +10,12 @@ from typing import Any
 
 from benchmarks.study.cells import Key
 from benchmarks.study.statistics import Comparison, compare, holm
+from benchmarks.study.tables import p_text
 from benchmarks.study.tables import table as markdown_table
 
 from .rows import BY_NAME, TABLES, Table
 
+SECOND_RUNS = ("ala-2nd", "ala-2nd-tuned")
 HIGHER_IS_BETTER = ("AUCPR", "top-1", "top-5")
 Found = Mapping[Key, dict[str, Any]]
 
@@ -72,7 +74,7 @@ def _column_text(table: Table, found: Found, where: str) -> str:
         (
             title,
             *rest,
-            *(("", "", "") if gain is None else (_points(gain), _p(gain.p), _p(next(adjusted)))),
+            *(("", "", "") if gain is None else (_points(gain), p_text(gain.p), p_text(next(adjusted)))),
             n,
         )
         for title, *rest, gain, n in lines
@@ -81,8 +83,11 @@ def _column_text(table: Table, found: Found, where: str) -> str:
     head = ("method", *known, "compute / T", f"gain in {primary} [95 %]", "p", "p (Holm)", "seeds")
     note = (
         f"### {where}\n\nT = {some['steps']} steps, K = {some['every']}; %, mean ± standard deviation; "
-        f"gain over “{BY_NAME[table.baseline].title}”, paired by seed: BCa interval, sign-flip p.\n\n"
+        f"gain over “{BY_NAME[table.baseline].title}”, paired by seed: BCa interval, sign-flip p."
     )
+    if any(by_seed(found, where, name) for name in SECOND_RUNS if name in table.rows):
+        note += " Second runs have other weights and batches: with them only the split is paired."
+    note += "\n\n"
     return note + markdown_table(head, rows)
 
 
@@ -98,12 +103,8 @@ def _points(found: Comparison) -> str:
     return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]".replace("-", "−")
 
 
-def _p(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.0095 else f"{p:.4f}"
-
-
 def write_csv(path: Path, found: Found) -> None:
-    """One line per cell and metric."""
+    """One line per cell and metric; with all digits, so that ties stay ties."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("task", "row", "seed", "metric", "value", "compute", "cpu_seconds"))
@@ -111,7 +112,15 @@ def write_csv(path: Path, found: Found) -> None:
             numbers = {**cell["metrics"], "train error": cell["train_error"]}
             for metric, number in numbers.items():
                 writer.writerow(
-                    (where, row, seed, metric, f"{number:.4f}", f"{cell['compute']:.3f}", cell["cpu_seconds"])
+                    (
+                        where,
+                        row,
+                        seed,
+                        metric,
+                        repr(float(number)),
+                        f"{cell['compute']:.3f}",
+                        cell["cpu_seconds"],
+                    )
                 )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .rows import BY_NAME, Row
-from .tasks import Task, problem
+from .tasks import BUILT_IN, Task, problem
 from .trial import timed
 
 Key = tuple[str, str, int]
@@ -32,6 +32,30 @@ def load_cells(path: Path) -> dict[Key, dict[str, Any]]:
             continue
         cells[cell["task"], cell["row"], cell["seed"]] = cell
     return cells
+
+
+def settings_of(task: Task, root: Path | None) -> dict[str, Any]:
+    """What the command line may change of a task: cells that differ in it are not one study."""
+    built_in = task.data in {known.data for known in BUILT_IN}
+    where = None if built_in or root is None else str(root.resolve())
+    return {"steps": task.steps, "every": task.every, "root": where}
+
+
+def refuse_other_settings(
+    cells: dict[Key, dict[str, Any]], tasks: Sequence[Task], root: Path | None, path: Path
+) -> None:
+    """Stop where ``path`` has cells of these tasks that were trained otherwise than asked for now."""
+    asked = {task.name: settings_of(task, root) for task in tasks}
+    for key, cell in cells.items():
+        if key[0] in asked:
+            refuse_mismatch(path, key, cell, asked[key[0]])
+
+
+def refuse_mismatch(path: Path, key: Key, cell: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Stop where a cell says other settings than those asked for; what an older file does not say passes."""
+    if different := [name for name in asked if name in cell and cell[name] != asked[name]]:
+        has, wants = (", ".join(f"{name} = {source[name]}" for name in different) for source in (cell, asked))
+        raise SystemExit(f"{path} holds {key} with {has}, asked for: {wants}; choose another --out")
 
 
 def plan(tasks: Sequence[Task], rows: Sequence[Row], seeds: Iterable[int]) -> list[tuple[Task, Row, int]]:
@@ -66,6 +90,7 @@ def run_cells(
 ) -> dict[Key, dict[str, Any]]:
     """Train what is missing in ``path``, ``workers`` cells at a time, one thread each; 0: in this process."""
     cells = load_cells(path)
+    refuse_other_settings(cells, tasks, root, path)
     waiting = [
         (task, row, seed)
         for task, row, seed in plan(tasks, rows, seeds)
@@ -119,9 +144,8 @@ def train_cell(
 ) -> dict[str, Any]:
     """Train one cell; plain numbers only."""
     parts = problem(replace(task, title=""), seed, root)
-    return {"task": task.name, "row": row, "seed": seed, "steps": task.steps} | timed(
-        BY_NAME[row].run, task, parts, seed, given
-    )
+    about = {"task": task.name, "row": row, "seed": seed} | settings_of(task, root)
+    return about | timed(BY_NAME[row].run, task, parts, seed, given)
 
 
 def _take_ready(

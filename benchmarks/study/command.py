@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from .cells import run_cells
+from .cells import load_cells, refuse_other_settings, run_cells
 from .rows import BY_NAME, ROWS
 from .tables import write_tables
 from .tasks import Task, tasks_of
@@ -36,13 +36,15 @@ def main(argv: list[str]) -> int:
         return 0
     rows = [BY_NAME[name] for name in options.rows] if options.rows else list(ROWS)
     path = options.out / "cells.jsonl"
-    if not options.tables_only:
+    if options.tables_only:
+        refuse_other_settings(load_cells(path), tasks, options.root, path)
+    else:
         run_cells(tasks, rows, seeds, path, workers=options.workers, root=options.root)
-    write_tables(path, tasks, seeds, options.out)
+    write_tables(path, tasks, seeds, options.out, options.others)
     if not options.no_plots:
         from .plots import write_plots
 
-        write_plots(path, tasks, seeds, options.out)
+        write_plots(path, tasks, seeds, options.out, options.others)
     return 0
 
 
@@ -72,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=2, help="cells at the same time; 0: in this process")
     parser.add_argument("--out", type=Path, required=True, help="folder for cells, tables and plots")
     parser.add_argument("--tables-only", action="store_true", help="train nothing, write from what is there")
+    parser.add_argument(
+        "--others", type=Path, metavar="CSV", help="a study.csv whose rows the tables have too, where missing"
+    )
     parser.add_argument("--no-plots", action="store_true")
     parser.add_argument("--figure", type=int, choices=(1, 3, 4, 5), help="a figure of the paper instead")
     parser.add_argument(

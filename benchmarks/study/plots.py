@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,12 +13,14 @@ from ala_metric.cli.figures import ADAPTIVE, FAINT, FIXED, INK, new_figure, save
 
 from .cells import Key, load_cells
 from .ranks import SHARES
-from .tables import BASELINE, LOWER_IS_BETTER, lines_of, metric_of
+from .tables import LOWER_IS_BETTER, Line, lines_of_tasks, metric_of
 from .tasks import Task
 
 SHOWN = ("paper", "paired", "race")
 CURVE = {
     "fixed": "fixed",
+    "fixed-2": "fixed, 2T",
+    "fixed-4": "fixed, 4T",
     "best-of-random": "best of n",
     "best-of-both": "best of n + fixed",
     "paper": "ALA",
@@ -33,14 +35,16 @@ CURVE = {
 }
 
 
-def write_plots(path: Path, tasks: Sequence[Task], seeds: Iterable[int], out: Path) -> None:
-    """Write every picture for which there are cells."""
+def write_plots(
+    path: Path, tasks: Sequence[Task], seeds: Iterable[int], out: Path, others: Path | None = None
+) -> None:
+    """Write every picture for which there are cells; the last one has the rows of ``others``, a CSV, too."""
     cells, seeds = load_cells(path), list(seeds)
     for task in tasks:
         phi_trajectories(cells, task, seeds, out / f"phi-{task.name}.png")
     reward_by_quarter(cells, tasks, seeds, out / "reward-by-quarter.png")
     early_ranks(cells, tasks, out / "early-ranks.png")
-    compute_and_quality(cells, tasks, seeds, out / "compute-quality.png")
+    compute_and_quality(lines_of_tasks(cells, tasks, seeds, others), out / "compute-quality.png")
 
 
 def _histories(cells: dict[Key, dict[str, Any]], task: Task, row: str, seeds: Sequence[int]) -> list[Any]:
@@ -131,19 +135,15 @@ def early_ranks(cells: dict[Key, dict[str, Any]], tasks: Sequence[Task], path: P
     save(figure, path)
 
 
-def compute_and_quality(
-    cells: dict[Key, dict[str, Any]], tasks: Sequence[Task], seeds: Sequence[int], path: Path
-) -> None:
+def compute_and_quality(shown: Mapping[str, Sequence[Line]], path: Path) -> None:
     """The first metric of the main rows over their compute, one panel per task."""
-    found = [(task, lines_of(cells, task, seeds)) for task in tasks]
-    shown = [(task, lines) for task, lines in found if any(name == BASELINE for name, *_ in lines)]
     if not shown:
         return
     figure: Any = new_figure(10, 2.7 * -(-len(shown) // 3))
     panels = figure.subplots(-(-len(shown) // 3), 3, squeeze=False).ravel()
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
-    for panel, (task, lines) in zip(panels, shown):
+    for panel, (task, lines) in zip(panels, shown.items()):
         for name, _, own in lines:
             if name not in CURVE:
                 continue
@@ -154,7 +154,7 @@ def compute_and_quality(
             panel.plot([x], [y], "o", color=color, markersize=4)
             panel.annotate(CURVE[name], (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points")
         panel.set_xscale("log", base=2)
-        panel.set_title(task.name, loc="left", fontsize=9, color=INK)
+        panel.set_title(task, loc="left", fontsize=9, color=INK)
         panel.set_ylabel(metric, fontsize=8)
         if metric in LOWER_IS_BETTER:
             panel.invert_yaxis()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,10 +110,11 @@ def at_phi(task: Task, problem: Problem, seed: int, phi: Any) -> dict[str, Any]:
 
 
 def retrained(source: str, which: str) -> Run:
-    """Another row's final or time-averaged parameters, static from the start."""
+    """Another row's final or time-averaged parameters, static from the start; finding them is paid for."""
 
     def run(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
-        return at_phi(task, problem, seed, given[source][which])
+        found = at_phi(task, problem, seed, given[source][which])
+        return found | {"compute": found["compute"] + given[source]["compute"]}
 
     return run
 
@@ -146,6 +147,16 @@ def with_loss(make: Callable[[], Any], miner: str | None = "none") -> Run:
     return run
 
 
+def longer(times: int, run: Run) -> Run:
+    """The same training for ``times`` T steps: the control of the rows with children at equal compute."""
+
+    def run_longer(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
+        found = run(replace(task, steps=times * task.steps), problem, seed, given)
+        return found | {name: times * found[name] for name in ("compute", "pass_cost")}
+
+    return run_longer
+
+
 def inverse_frequency(task: Task, problem: Problem, seed: int, given: Given) -> dict[str, Any]:
     """Cross-entropy with classes weighted by the inverse of their frequency."""
     count = torch.bincount(problem.train.labels, minlength=problem.classes or 0).float()
@@ -172,6 +183,8 @@ FRAMEWORKS = tuple(
 )
 ROWS: tuple[Row, ...] = (
     Row("fixed", "fixed Φ", fixed),
+    Row("fixed-2", "fixed Φ, 2 T steps", longer(2, fixed)),
+    Row("fixed-4", "fixed Φ, 4 T steps", longer(4, fixed)),
     Row("fixed-both", "fixed Φ on train + validation", fixed_on_both),
     Row("uniform", "uniform Φ", scheme("uniform"), kind="mixture"),
     Row("random-walk", "random walk Φ", scheme("random_walk")),
@@ -195,6 +208,13 @@ ROWS: tuple[Row, ...] = (
         kind="classification",
     ),
     *(Row(name, title, with_loss(loss), kind="embedding", shared=True) for name, title, loss in PML),
+    Row(
+        "multisimilarity-4",
+        "PML MultiSimilarity, 4 T steps",
+        longer(4, with_loss(pml.MultiSimilarityLoss)),
+        kind="embedding",
+        shared=True,
+    ),
     *FRAMEWORKS,
     Row("paper", "ALA as published, 1 child", published(1)),
     Row("paper-10", "ALA as published, 10 children", published(10)),
@@ -206,8 +226,13 @@ ROWS: tuple[Row, ...] = (
     Row("race-no-critic", "race + twins", race(critic=False, twins=True), kind="surrogate"),
     Row("race", "race + critic + twins", race(twins=True)),
     Row("race-2", "race + critic + twins, half the budget", race(twins=True, budget=2.0)),
-    Row("race-final", "the race's final Φ, static", retrained("race", "phi"), ("race",)),
-    Row("race-mean", "the race's time-averaged Φ, static", retrained("race", "phi_mean"), ("race",)),
+    Row("race-final", "the race's final Φ, static (with the race)", retrained("race", "phi"), ("race",)),
+    Row(
+        "race-mean",
+        "the race's time-averaged Φ, static (with the race)",
+        retrained("race", "phi_mean"),
+        ("race",),
+    ),
 )
 EXTRA: tuple[Row, ...] = (
     Row("ranks", "30 static draws, scored on the way", ranks),

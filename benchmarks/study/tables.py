@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from .cells import Key, load_cells, of_task
-from .rows import ROWS, STATIC_NAMES
+from .rows import BY_NAME, ROWS, STATIC_NAMES
 from .statistics import Comparison, compare, holm
 from .tasks import Task
 
@@ -26,6 +26,9 @@ PRIMARY = (
     ("glyphs-allpairs", "paired", "fixed"),
 )
 """Task, row and the row it is claimed to beat; fixed before the study was run, corrected together."""
+EQUAL_COMPUTE = (("race", "fixed-4"), ("paired", "fixed-2"))
+"""A row with children and fixed parameters trained for about as long, on every task. These controls were
+added after the study was run; they are corrected together, apart from the claims above."""
 SECONDARY = (
     ("race", "fixed"),
     ("race", "best-of-random"),
@@ -40,19 +43,40 @@ SECONDARY = (
     ("guarded", "fixed"),
     ("paper", "fixed"),
     ("random-walk", "fixed"),
+    ("halving", "fixed-4"),
+    ("best-of-random", "fixed-4"),
+    ("race", "multisimilarity-4"),
+    ("race-2", "fixed-2"),
+    ("guarded", "fixed-2"),
+    ("paper", "fixed-2"),
 )
 """Pairs of rows compared on every task."""
 
 
-def write_tables(path: Path, tasks: Sequence[Task], seeds: Iterable[int], out: Path) -> None:
-    """Write ``study.csv``, every seed's values, and ``study.md``."""
+def write_tables(
+    path: Path, tasks: Sequence[Task], seeds: Iterable[int], out: Path, others: Path | None = None
+) -> None:
+    """Write ``study.csv``, every seed's values, and ``study.md``.
+
+    Rows that are not there are taken from ``others``, the CSV of another run.
+    """
     cells, seeds = load_cells(path), list(seeds)
-    lines = {task.name: lines_of(cells, task, seeds) for task in tasks}
-    lines = {name: rows for name, rows in lines.items() if any(row[0] == BASELINE for row in rows)}
+    lines = lines_of_tasks(cells, tasks, seeds, others)
     write_csv(out / "study.csv", lines)
     text = markdown(tasks, lines, cells)
     (out / "study.md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def lines_of_tasks(
+    cells: dict[Key, dict[str, Any]], tasks: Sequence[Task], seeds: Sequence[int], others: Path | None
+) -> dict[str, list[Line]]:
+    """Rows of every task that has fixed parameters, those of another run's CSV included."""
+    lines = {task.name: lines_of(cells, task, seeds) for task in tasks}
+    if others is not None:
+        older = read_csv(others, seeds)
+        lines = {name: with_rows(rows, older.get(name, [])) for name, rows in lines.items()}
+    return {name: rows for name, rows in lines.items() if any(row[0] == BASELINE for row in rows)}
 
 
 def lines_of(cells: dict[Key, dict[str, Any]], task: Task, seeds: Sequence[int]) -> list[Line]:
@@ -62,25 +86,63 @@ def lines_of(cells: dict[Key, dict[str, Any]], task: Task, seeds: Sequence[int])
     for row in ROWS:
         own = by_row.get(row.name)
         if own and row.name not in STATIC_NAMES[1:]:
-            title = "random static Φ" if row.name == STATIC_NAMES[0] else row.title
-            found.append((row.name, title, own))
+            found.append((row.name, _title(row.name), own))
         if row.name == STATIC_NAMES[-1]:
             found += _best_of(by_row)
     return found
 
 
+def read_csv(path: Path, seeds: Iterable[int]) -> dict[str, list[Line]]:
+    """Rows by task of a CSV that ``write_csv`` has written, of these seeds."""
+    wanted = set(seeds)
+    cells: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            seed = int(line["seed"])
+            if seed in wanted:
+                numbers = {name: float(line[name]) for name in ("compute", "cpu_seconds")}
+                row = cells.setdefault(line["task"], {}).setdefault(line["row"], {})
+                cell = row.setdefault(seed, {"seed": seed, "metrics": {}, **numbers})
+                cell["metrics"][line["metric"]] = float(line["value"])
+    return {
+        task: [(name, _title(name), list(by_seed.values())) for name, by_seed in rows.items()]
+        for task, rows in cells.items()
+    }
+
+
+def with_rows(lines: Sequence[Line], others: Sequence[Line]) -> list[Line]:
+    """Rows of a task and those of ``others`` that it lacks, in the order of the tables."""
+    have = {name for name, *_ in lines}
+    return sorted(
+        [*lines, *(line for line in others if line[0] not in have)], key=lambda line: _place(line[0])
+    )
+
+
+def _place(name: str) -> int:
+    """Where a row stands; the derived ones behind what they are derived from."""
+    names = [row.name for row in ROWS]
+    return names.index(name if name in names else STATIC_NAMES[-1])
+
+
+def _title(name: str) -> str:
+    if name == STATIC_NAMES[0]:
+        return "random static Φ"
+    return BEST_OF[name][0] if name in BEST_OF else BY_NAME[name].title
+
+
+BEST_OF = {
+    "best-of-random": (f"best of {len(STATIC_NAMES)} random static Φ", STATIC_NAMES),
+    "best-of-both": (
+        f"best of fixed and {len(STATIC_NAMES) - 1} random static Φ",
+        (BASELINE, *STATIC_NAMES[:-1]),
+    ),
+}
+
+
 def _best_of(by_row: dict[str, list[dict[str, Any]]]) -> list[Line]:
     """Best of n static parameters by the validation metric, the passes that choose counted."""
-    count = len(STATIC_NAMES)
-    choices = {
-        "best-of-random": (f"best of {count} random static Φ", STATIC_NAMES),
-        "best-of-both": (
-            f"best of fixed and {count - 1} random static Φ",
-            (BASELINE, *STATIC_NAMES[: count - 1]),
-        ),
-    }
     found: list[Line] = []
-    for name, (title, members) in choices.items():
+    for name, (title, members) in BEST_OF.items():
         columns = [by_row.get(member, []) for member in members]
         chosen = []
         for group in zip(*columns):
@@ -109,8 +171,8 @@ def gains(cells: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> 
     ]
 
 
-def write_csv(path: Path, lines: dict[str, list[Line]]) -> None:
-    """One line per task, row, seed and metric."""
+def write_csv(path: Path, lines: Mapping[str, Sequence[Line]]) -> None:
+    """One line per task, row, seed and metric; with all digits, so that ties stay ties."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("task", "row", "seed", "metric", "value", "compute", "cpu_seconds"))
@@ -119,7 +181,7 @@ def write_csv(path: Path, lines: dict[str, list[Line]]) -> None:
                 for cell in cells:
                     for metric, value in cell["metrics"].items():
                         spent = (f"{cell['compute']:.3f}", cell["cpu_seconds"])
-                        writer.writerow((task, name, cell["seed"], metric, f"{value:.4f}", *spent))
+                        writer.writerow((task, name, cell["seed"], metric, repr(float(value)), *spent))
 
 
 def markdown(tasks: Sequence[Task], lines: dict[str, list[Line]], cells: dict[Key, dict[str, Any]]) -> str:
@@ -130,6 +192,7 @@ def markdown(tasks: Sequence[Task], lines: dict[str, list[Line]], cells: dict[Ke
         f"{len(cells):,} cells, {seconds / 60:.0f} minutes of processor time "
         f"({wall / 60:.0f} minutes of wall-clock time added up over the cells).",
         primary_table(lines),
+        equal_compute_table(lines),
         secondary_table(lines),
         means_table(lines),
         *(task_table(task, lines[task.name]) for task in tasks if task.name in lines),
@@ -144,11 +207,35 @@ def primary_table(lines: dict[str, list[Line]]) -> str:
         return ""
     adjusted = holm([found.p for *_, found in asked])
     rows = [
-        (task, first, second, _points(found), _p(found.p), _p(p), str(found.pairs))
+        (task, first, second, _points(found), p_text(found.p), p_text(p), str(found.pairs))
         for (task, first, second, found), p in zip(asked, adjusted)
     ]
     head = ("task", "row", "against", "gain in points [95 %]", "p", "p (Holm)", "seeds")
     return "## Primary comparisons\n\n" + table(head, rows)
+
+
+def equal_compute_table(lines: dict[str, list[Line]]) -> str:
+    """Rows with children against fixed parameters trained for as long, Holm's correction over all."""
+    asked = [
+        (task, first, second, found)
+        for first, second in EQUAL_COMPUTE
+        for task in lines
+        if (found := between(lines, task, first, second))
+    ]
+    if not asked:
+        return ""
+    adjusted = holm([found.p for *_, found in asked])
+    rows = []
+    for (task, first, second, found), p in zip(asked, adjusted):
+        spent = (f"{_compute(lines[task], name):.2f}" for name in (first, second))
+        tests = (_points(found), p_text(found.p), p_text(p), str(found.pairs))
+        rows.append((task, first, second, " : ".join(spent), *tests))
+    head = ("task", "row", "against", "compute / T", "gain in points [95 %]", "p", "p (Holm)", "seeds")
+    return "## Against fixed parameters trained for as long\n\n" + table(head, rows)
+
+
+def _compute(lines: Sequence[Line], name: str) -> float:
+    return fmean(cell["compute"] for row, _, cells in lines if row == name for cell in cells)
 
 
 def secondary_table(lines: dict[str, list[Line]]) -> str:
@@ -173,11 +260,9 @@ def means_table(lines: dict[str, list[Line]]) -> str:
             titles.setdefault(name, title)
             metric = metric_of(cells[0])
             means[name, task] = f"{fmean(cell['metrics'][metric] for cell in cells):.1f}"
-    order = {name: place for place, name in enumerate([row.name for row in ROWS])}
-    place_of = {name: order.get(name, order[STATIC_NAMES[-1]]) for name in titles}
     body = [
         (titles[name], *(means.get((name, task), "") for task in lines))
-        for name in sorted(titles, key=place_of.__getitem__)
+        for name in sorted(titles, key=_place)
     ]
     return "## Means of the first metric\n\n" + table(("row", *lines), body) if body else ""
 
@@ -201,7 +286,7 @@ def task_table(task: Task, lines: Sequence[Line]) -> str:
         difference = p = ""
         if base is not None and name != BASELINE:
             found = compare(gains(cells, base))
-            difference, p = _points(found), _p(found.p)
+            difference, p = _points(found), p_text(found.p)
         compute = f"{fmean(cell['compute'] for cell in cells):.2f}"
         rows.append((title, *values, compute, difference, p, str(len(cells))))
     direction = "lower is better" if columns[0] in LOWER_IS_BETTER else "higher is better"
@@ -220,5 +305,8 @@ def _points(found: Comparison) -> str:
     return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]".replace("-", "−")
 
 
-def _p(p: float) -> str:
+def p_text(p: float) -> str:
+    """A p value as the tables print it; never 0."""
+    if p < 0.0001:
+        return "< 0.0001"
     return f"{p:.3f}" if p >= 0.0095 else f"{p:.4f}"
