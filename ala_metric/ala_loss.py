@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,16 @@ import torch
 from torch import nn
 
 from . import baselines
-from ._arguments import check_parts, check_settings, divergence_told, outputs_and_targets, usable_offsets
+from ._arguments import (
+    check_parts,
+    check_phi_in_range,
+    check_settings,
+    check_statistics,
+    divergence_told,
+    metric_value,
+    outputs_and_targets,
+    usable_offsets,
+)
 from ._phi import read_phi, read_vector, write_phi
 from ._pml import BaseMetricLossFunction
 from ._ranks import on_rank_zero, rank, ranks
@@ -104,9 +114,11 @@ class ALALoss(BaseMetricLossFunction):
     Raises
     ------
     TypeError
-        If loss, metric, validate, policy or logger lack what is needed.
+        If loss, metric, validate, policy or logger lack what is needed; later, if the metric returns anything
+        but one number, or the loss statistics that are no tensor of real numbers.
     ValueError
-        If a number is out of range, the mode unknown, or the policy made for another task.
+        If a number is out of range, the loss's ``phi`` outside of its ``phi_spec``, the mode unknown, or the
+        policy made for another task.
     RuntimeError
         On the other ranks, if ``validate`` or ``statistics`` raised on rank 0.
 
@@ -180,7 +192,11 @@ class ALALoss(BaseMetricLossFunction):
         parts = loss.modules() if isinstance(loss, nn.Module) else ()
         if any(isinstance(part, ALALoss) for part in parts):
             raise TypeError("loss is or holds an ALALoss already: give the loss inside, both would move it")
+        if len(loss.phi_spec) <= MANY:
+            check_phi_in_range(read_phi(loss), loss.phi_spec)
         check_settings(mode, step_on, seed, beta, {"total_steps": total_steps, "every": every})
+        if settings is not None and not isinstance(settings, ControllerSettings):
+            raise TypeError(f"settings must be ControllerSettings, got {type(settings).__name__}")
         if policy is not None and mode != "paper":
             raise ValueError(f"a policy needs mode='paper', got mode={mode!r}")
         super().__init__(distance=loss.distance if isinstance(loss, BaseMetricLossFunction) else None)
@@ -304,8 +320,11 @@ class ALALoss(BaseMetricLossFunction):
             policy = Policy(state["statistics_width"], state["identities"], self.beta)
             check_policy(policy, self._known_width(), len(self.phi_spec), self.beta)
         scheme = self._make_scheme(state["statistics_width"], policy)
-        scheme.load_state_dict(state["scheme"])
-        self._go_on(state)
+        try:
+            scheme.load_state_dict(state["scheme"])
+            self._go_on(state)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the state of an ALALoss is damaged: {error!r}") from error
         self.scheme = scheme
 
     def child_state(self) -> dict[str, Any]:
@@ -401,12 +420,14 @@ class ALALoss(BaseMetricLossFunction):
         }
 
     def _go_on(self, state: dict[str, Any]) -> None:
-        """Take over the state of :meth:`_progress`."""
+        """Take over the state of :meth:`_progress`, all of it or nothing."""
+        iterations, dropped = operator.index(state["iterations"]), operator.index(state["dropped"])
+        errors, seconds = dict(state["errors"]), float(state["seconds"])
+        history = [StepRecord(**record) for record in state["history"]]
+        previous_error = state["previous_error"]
         write_phi(self.loss, state["phi"])
-        self._iterations, self.dropped = state["iterations"], state["dropped"]
-        self._previous_error, self._errors = state["previous_error"], dict(state["errors"])
-        self._seconds = state["seconds"]
-        self.history = [StepRecord(**record) for record in state["history"]]
+        self._iterations, self.dropped, self.history = iterations, dropped, history
+        self._previous_error, self._errors, self._seconds = previous_error, errors, seconds
 
     def _known_width(self) -> int | None:
         """Statistics per parameter that the loss declares."""
@@ -543,9 +564,11 @@ class ALALoss(BaseMetricLossFunction):
         with preserved_random_streams(), torch.no_grad():
             outputs, targets = self._validated()
             with divergence_told(outputs, "the validation outputs"):
-                value = float(self.metric(outputs, targets))
+                value = metric_value(self.metric(outputs, targets))
                 with_statistics = with_statistics and math.isfinite(value)
                 statistics = self.loss.statistics(outputs, targets) if with_statistics else None
+        if statistics is not None:
+            check_statistics(statistics)
         return value, -value if self.metric.higher_is_better else value, statistics
 
     def _fit_width(self, statistics: torch.Tensor | None) -> None:

@@ -723,3 +723,63 @@ def test_a_loss_without_parameters_is_told_of_adapt_pml() -> None:
 
 def _unused() -> None:
     raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high", "start"),
+    [("additive", 0.0, 1.0, 5.0), ("multiplicative", 0.5, 64.0, 0.0), ("additive", 0.0, 1.0, math.nan)],
+)
+def test_parameters_outside_of_their_range_are_refused(
+    rule: str, low: float, high: float, start: float
+) -> None:
+    loss = FakeLoss(low=low, high=high, start=start, rule=rule)
+    with pytest.raises(ValueError, match=rf"loss.phi\[0\] \('p0'\) must lie in \[{low}, {high}\], got"):
+        ALALoss(loss, FakeMetric(), validation_set, total_steps=10)
+
+
+@pytest.mark.parametrize("found", [None, "abc", torch.ones(2), {"a": 1}])
+def test_a_metric_must_return_one_number(found: object) -> None:
+    metric = FakeMetric()
+    metric.script = [found]  # type: ignore[list-item]
+    loss = ALALoss(FakeLoss(), metric, validation_set, total_steps=10, every=1)
+    rows = torch.ones(2, 2)
+    loss(rows)
+    with pytest.raises(TypeError, match="metric must return one number, got"):
+        loss(rows)
+    assert loss.history == []
+
+
+@pytest.mark.parametrize(
+    ("statistics", "said"),
+    [([[1.0]], "statistics must be a tensor, got list"), (torch.ones(1, 1) * 1j, "statistics must be real")],
+)
+def test_statistics_must_be_a_tensor_of_real_numbers(statistics: object, said: str) -> None:
+    wrapped = FakeLoss()
+    wrapped.statistics = lambda outputs, targets: statistics  # type: ignore[assignment,method-assign]
+    loss = ALALoss(wrapped, FakeMetric(), validation_set, total_steps=10, every=1)
+    loss(torch.ones(2, 2))
+    with pytest.raises(TypeError, match=said):
+        loss(torch.ones(2, 2))
+
+
+def test_settings_must_be_settings() -> None:
+    with pytest.raises(TypeError, match="settings must be ControllerSettings, got int"):
+        ALALoss(FakeLoss(), FakeMetric(), validation_set, total_steps=10, settings=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"history": [{}]}, {"errors": None}, {"iterations": "x"}, {"scheme": {}}, {"seconds": None}],
+)
+def test_a_damaged_state_changes_nothing(damage: dict[str, object]) -> None:
+    def trained(calls: int) -> ALALoss:
+        loss = ALALoss(FakeLoss(), FakeMetric((0.1, 0.3, 0.2)), validation_set, total_steps=40, every=2)
+        for _ in range(calls):
+            loss(torch.ones(2, 2))
+        return loss
+
+    loss, other = trained(9), trained(21)
+    before = loss.get_extra_state()
+    with pytest.raises(ValueError, match="the state of an ALALoss is damaged"):
+        loss.set_extra_state(other.get_extra_state() | damage)
+    assert str(loss.get_extra_state()) == str(before)

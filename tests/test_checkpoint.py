@@ -141,6 +141,43 @@ def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
 Point = namedtuple("Point", "x")
 
 
+class Tagged(torch.Tensor):
+    """A tensor of a user's own kind."""
+
+
+class Note:
+    """What a user writes on a parameter."""
+
+
+def noted(value: torch.Tensor, note: object) -> torch.Tensor:
+    value.note = note  # type: ignore[attr-defined]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "where", "kind"),
+    [
+        (torch.ones(2).as_subclass(Tagged), "", "Tagged"),
+        (noted(torch.ones(2), Note()), r"\.note", "Note"),
+        (noted(torch.nn.Parameter(torch.ones(2)), Note()), r"\.note", "Note"),
+        (noted(torch.nn.Parameter(torch.ones(2)), torch.ones(1).as_subclass(Tagged)), r"\.note", "Tagged"),
+    ],
+)
+def test_tensors_that_would_not_be_read_back_are_not_written(
+    file: Path, value: object, where: str, kind: str
+) -> None:
+    before = file.read_bytes()
+    with pytest.raises(TypeError, match=rf"state\['mean'\]{where} must be plain data .*{kind}"):
+        save_checkpoint(file, {"mean": value})
+    assert file.read_bytes() == before
+
+
+def test_parameters_and_their_plain_attributes_are_read_back(file: Path) -> None:
+    save_checkpoint(file, {"a": noted(torch.nn.Parameter(torch.ones(2)), 3), "b": torch.eye(2).to_sparse()})
+    found = load_checkpoint(file)
+    assert (found["a"].note, found["b"].to_dense().tolist()) == (3, [[1.0, 0.0], [0.0, 1.0]])
+
+
 @pytest.mark.parametrize(
     ("value", "kind"),
     [

@@ -409,6 +409,25 @@ def test_bad_arguments_are_refused(arguments: dict, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"num_classes": 2.5}, "num_classes must be an integer, got 2.5"),
+        ({"num_classes": "3"}, "num_classes must be an integer, got '3'"),
+        ({"num_classes": True}, "num_classes must be an integer, got True"),
+        ({"off_diagonal": "no"}, "off_diagonal must be True or False, got 'no'"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments: dict, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        AdaptiveClassificationLoss(**({"num_classes": 3} | arguments))
+
+
+def test_complex_phi_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"phi must be real, got torch\.complex64"):
+        AdaptiveClassificationLoss(3).set_phi(torch.ones(3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize(
     ("logits", "targets", "error", "text"),
     [
         (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), ValueError, "logits"),
@@ -419,6 +438,13 @@ def test_bad_arguments_are_refused(arguments: dict, text: str) -> None:
         (torch.zeros(2, 3), torch.zeros(2, dtype=torch.bool), TypeError, "targets"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), ValueError, "targets"),
         (torch.zeros(2, 3), torch.tensor([0, -1]), ValueError, "targets"),
+        (torch.zeros(2, 3), [0, 1], TypeError, "targets must be a tensor, got list"),
+        (
+            torch.zeros(2, 3).numpy(),
+            torch.tensor([0, 1]),
+            TypeError,
+            "logits must be a tensor, got ndarray; to",
+        ),
     ],
 )
 def test_bad_batches_are_refused(logits, targets, error: type, text: str) -> None:
@@ -578,6 +604,39 @@ def test_confusion_of_impossible_classes_is_infinite() -> None:
         class_confusion(log_probs, torch.tensor([0, 1]), 3)
     with pytest.raises(ValueError, match="num_classes"):
         class_confusion(log_probs, torch.tensor([0, 1]), 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "largest"),
+    [
+        ([[5.0, -1.0], [0.0, 3.0]], "5.0"),
+        ([[0.2, 0.8], [0.5, 0.5]], "0.8"),
+        ([[-1.0, 0.002], [0.0, -3.0]], "0.002"),
+        ([[0.0, math.inf], [0.0, -1.0]], "inf"),
+    ],
+)
+def test_logits_and_probabilities_are_no_log_probabilities(rows: list, largest: str) -> None:
+    stream = StreamingConfusion(2)
+    with pytest.raises(
+        ValueError, match=rf"log_probs must be <= 0 \(log-probabilities, not .* up to {largest}"
+    ):
+        stream.update(torch.tensor(rows), torch.tensor([0, 1]))
+    assert stream.count.tolist() == [0, 0]
+
+
+def test_rounding_above_0_is_forgiven() -> None:
+    for dtype in (torch.float32, torch.bfloat16):  # a sum of probabilities may round up by an ulp
+        log_probs = torch.tensor([[1.0 + torch.finfo(dtype).eps, 0.5]], dtype=dtype).log()
+        assert class_confusion(log_probs, torch.tensor([0]), 2)[0, 0] < 0
+
+
+def test_confusion_wants_tensors_and_a_count() -> None:
+    with pytest.raises(TypeError, match=r"num_classes must be an integer, got 2\.0"):
+        class_confusion(torch.zeros(1, 2), torch.tensor([0]), 2.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="targets must be a tensor, got list"):
+        class_confusion(torch.zeros(1, 2), [0], 2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="log_probs must be a tensor, got ndarray"):
+        StreamingConfusion(2).update(torch.zeros(1, 2).numpy(), torch.tensor([0]))  # type: ignore[arg-type]
 
 
 def loop_statistics(logits: torch.Tensor, targets: torch.Tensor, off_diagonal: bool) -> torch.Tensor:

@@ -29,6 +29,7 @@ from ala_metric.controller import (
     range_coordinate,
     sign_reward,
 )
+from ala_metric.controller.many import ColumnHistory
 
 SPEC = (PhiSpec("a", 0.0, 1.0), PhiSpec("b", 0.5, 64.0, "multiplicative"))
 
@@ -83,6 +84,19 @@ def test_discounted_mean_of_nan_is_nan() -> None:
 def test_discounted_mean_refuses(errors: list[float], offsets: list[float], gamma: float) -> None:
     with pytest.raises(ValueError, match=r"errors|offsets|gamma"):
         discounted_mean(errors, offsets, gamma)
+
+
+@pytest.mark.parametrize("gamma", ["a", None, True, 1j])
+def test_gamma_must_be_a_number(gamma: Any) -> None:
+    with pytest.raises(TypeError, match=r"gamma must be a number in \(0, 1\], got"):
+        discounted_mean([1.0], [0], gamma)
+    assert discounted_mean([1.0, 4.0], np.array([0, 1]), np.float32(1.0)) == 2.5
+
+
+@pytest.mark.parametrize("offset", ["a", None, math.nan, math.inf, True])
+def test_an_offset_must_be_a_number(offset: Any) -> None:
+    with pytest.raises(ValueError, match=r"offsets must be integers >= 0, got"):
+        discounted_mean([1.0], [offset], 0.9)
 
 
 # Eq. 5
@@ -159,6 +173,15 @@ def test_bad_statistics_are_refused_before_anything_changes(bad: torch.Tensor) -
     with pytest.raises(ValueError, match="statistics"):
         history.observe(bad)
     assert torch.equal(history.encode([0.5, 4.0], 0.0), before)
+
+
+@pytest.mark.parametrize("history", [StateHistory(SPEC, 1), ColumnHistory(2, 1, False)])
+def test_statistics_that_are_no_real_tensor_are_refused(history: Any) -> None:
+    with pytest.raises(TypeError, match=r"statistics must be real, got torch\.complex64"):
+        history.observe(torch.ones(2, 1, dtype=torch.complex64))
+    with pytest.raises(TypeError, match="statistics must be a tensor, got list"):
+        history.observe([[1.0], [2.0]])
+    assert history.count == 0
 
 
 def test_range_coordinate_ends() -> None:

@@ -243,11 +243,34 @@ def test_digits_splits_partition_the_images() -> None:
         (lambda: data.load("digits", root="/data"), r"root must be None"),
         (lambda: data.load("glyphs", seed=-1), r"seed must be non-negative, got -1"),
         (lambda: data.load("digits", seed=-1), r"seed must be non-negative, got -1"),
+        (lambda: data.load("digits", seed=2**32), r"seed must be below 2\*\*32, got 4294967296"),
+        (lambda: data.load(["digits"]), r"name must be one of cifar10, .*, got \['digits'\]"),
+        (lambda: data.load(None), r"name must be one of cifar10, .*, got None"),
     ],
 )
 def test_load_refuses(call, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"size": "a"}, "size must be an integer, got 'a'"),
+        ({"size": 8.5}, "size must be an integer, got 8.5"),
+    ],
+)
+def test_load_wants_integers(options: dict, match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        data.load("digits", **options)
+    assert len(data.load("digits", seed=np.int64(3)).test) == 360
+
+
+def test_a_size_that_is_no_integer_is_refused_where_it_is_used() -> None:
+    with pytest.raises(TypeError, match=r"ImageFiles\.size must be an integer, got 8\.5"):
+        data.ImageFiles("/data", ("a.png",), torch.tensor([0]), "one", size=8.5)  # type: ignore[arg-type]
 
 
 # --- verification pairs

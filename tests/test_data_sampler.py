@@ -90,11 +90,31 @@ def test_the_position_under_a_loader_is_what_was_consumed() -> None:
         ({"seed": -1}, "seed must be non-negative, got -1"),
         ({"labels": torch.zeros(3, 2)}, r"labels must be \[N\], got shape \[3, 2\]"),
         ({"labels": torch.empty(0)}, "only 0 distinct"),
+        ({"seed": 2**32}, r"seed must be below 2\*\*32, got 4294967296"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         ClassBalancedSampler(**{"labels": LABELS, "classes": 3, "per_class": 2, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"classes": 2.0}, "classes must be an integer, got 2.0"),
+        ({"per_class": True}, "per_class must be an integer, got True"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"labels": [0, 1]}, "labels must be a tensor, got list"),
+        ({"labels": np.arange(4)}, "labels must be a tensor, got ndarray; torch.from_numpy"),
+    ],
+)
+def test_arguments_of_another_type_are_named(changes: dict, match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        ClassBalancedSampler(**{"labels": LABELS, "classes": 3, "per_class": 2, **changes})
+
+
+def test_the_largest_seed_draws() -> None:
+    assert len(take(ClassBalancedSampler(LABELS, classes=3, per_class=2, seed=2**32 - 1), 1)[0]) == 6
 
 
 def test_a_state_of_another_stream_is_refused() -> None:

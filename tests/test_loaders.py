@@ -375,6 +375,11 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     (tmp_path / "train").write_bytes(evil)
     with pytest.raises(ValueError, match=r"pickles are not loaded; unpack the CIFAR-100 binary version"):
         data.load("cifar100", root=tmp_path)
+    for folder, name in (("cifar-10-batches-py", "cifar10"), ("cifar-100-python", "cifar100")):
+        root = tmp_path / f"unpacked {name}"  # the folder that the site's archive unpacks to
+        (root / folder).mkdir(parents=True)
+        with pytest.raises(ValueError, match=rf"the Python version of {name}, whose pickles are not loaded"):
+            data.load(name, root=root)
     assert not harm.exists()
     (tmp_path / "other").mkdir()
     with pytest.raises(FileNotFoundError, match=r"data_batch_1\.bin; unpack the CIFAR-10 binary"):

@@ -236,3 +236,15 @@ def test_nothing_is_opened_for_writing_in_place(saved: Path, monkeypatch: pytest
 
     monkeypatch.setattr(builtins, "open", careful)
     save_policy(saved, policy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_what_would_be_refused_is_not_written(saved: Path, dtype: torch.dtype) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(
+        ValueError, match=rf"policy must have float32 weights, got {dtype}; policy\.float\(\)"
+    ):
+        save_policy(saved, policy().to(dtype))
+    assert saved.read_bytes() == before
+    save_policy(saved, policy().to(dtype).float())
+    load_policy(saved)

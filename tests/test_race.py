@@ -17,6 +17,7 @@ from ala_metric.metrics import ClassificationError, RecallAtK
 from ala_metric.training.parts import Parts
 from ala_metric.training.store import Store
 
+from .fakes import FakeMetric
 from .landscape import Height, Landscape, Task
 from .test_training import IMAGES, Noisy, Stop, stop_at
 
@@ -386,3 +387,25 @@ def test_every_loss_has_its_cube(loss: Any) -> None:
     assert sorted(index for group in groups for index in group) == list(
         range(len(made.phi_spec) if groups else 0)
     )
+
+
+def test_a_start_outside_of_its_range_is_refused() -> None:
+    task = Task()
+    loss_fn = task.loss(20)
+    task.landscape.phi.copy_(torch.tensor([0.5, 5.0]))  # past set_phi
+    with pytest.raises(ValueError, match=r"loss\.phi\[1\] \('p1'\) must lie in \[0\.0, 1\.0\], got 5\.0"):
+        task.fit(20, "race", loss_fn=loss_fn)
+
+
+@pytest.mark.parametrize("budget", ["a", None, True, 1.0])
+def test_a_budget_must_be_a_number(budget: Any) -> None:
+    with pytest.raises(ValueError, match=r"budget must be above 1 \(one training\), got"):
+        Task().fit(20, "race", budget=budget)
+
+
+@pytest.mark.parametrize("value", [None, "abc", torch.ones(2), {"a": 1}])
+def test_a_metric_that_is_no_number_is_refused(value: Any) -> None:
+    task = Task()
+    task.metric = FakeMetric([value])
+    with pytest.raises(TypeError, match="metric must return one number, got"):
+        task.fit(20, "race")

@@ -131,8 +131,10 @@ def trained(
         batch_classes=5,
         per_class=3,
         mode=mode,
-        race=training.RaceSettings(rungs=WIDE, hypergradient=hypergradient if moving else None),
-        paired=training.PairedSettings(forks=3, draws=3, branches=3),
+        race=training.RaceSettings(rungs=WIDE, hypergradient=hypergradient if moving else None)
+        if mode == "race"
+        else None,
+        paired=training.PairedSettings(forks=3, draws=3, branches=3) if mode == "paired" else None,
         vectorised=vectorised,
         **keywords,
     )

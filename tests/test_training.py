@@ -303,6 +303,85 @@ def test_bad_options_are_refused_before_the_first_step(
     assert run.bits() == before
 
 
+def test_a_checkpoint_that_is_a_folder_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    run = Run()
+    before = run.bits()
+    with pytest.raises(IsADirectoryError, match="checkpoint must be the path of a file, got the folder"):
+        run.fit(total_steps=3, checkpoint=tmp_path)
+    assert run.bits() == before
+
+
+def test_a_state_that_no_checkpoint_holds_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    class Tagged(torch.Tensor):
+        pass
+
+    run = Run()
+    run.model.register_buffer("mean", torch.ones(2).as_subclass(Tagged))
+    before = run.bits()
+    with pytest.raises(TypeError, match=r"state\['model'\]\['mean'\] must be plain data .*Tagged"):
+        run.fit(total_steps=3, checkpoint=tmp_path / "c")
+    assert run.bits() == before
+    run.fit(total_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        *(
+            ({name: value}, rf"{name} must be an integer, got {value!r}")
+            for name in ("total_steps", "batch_classes", "per_class", "seed", "workers", "children")
+            for value in (2.5, True, "a", float("nan"))
+        ),
+        ({"total_steps": None}, "total_steps must be an integer, got None"),
+        ({"checkpoint": "c", "checkpoint_every": 2.5}, "checkpoint_every must be an integer, got 2.5"),
+        ({"checkpoint": 5}, "checkpoint must be the path of a file, got int"),
+        ({"model": 3}, r"model must be a torch\.nn\.Module, got int"),
+        ({"loss_fn": None}, "loss_fn must be callable, got NoneType"),
+        ({"dataset": [1, 2]}, "dataset must have labels int64 .* got list"),
+        ({"optimizer": None}, r"optimizer must be a torch\.optim\.Optimizer, got NoneType"),
+        ({"scheduler": 3}, "scheduler must have a method step, got int"),
+        ({"miner": 3}, "miner must be callable, got int"),
+        ({"on_step": 3}, "on_step must be callable, got int"),
+        ({"race": 3}, "race must be a RaceSettings, got int"),
+        ({"paired": 3}, "paired must be a PairedSettings, got int"),
+        (
+            {"loss_fn": lambda outputs, labels: outputs},
+            r"must return a tensor with one element, got \[6, 8\]",
+        ),
+        ({"loss_fn": lambda outputs, labels: 1.0}, "must return a tensor with one element, got float"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(options: dict, match: str) -> None:
+    model = training.SmallConvNet(dim=8, channels=(2, 2, 2))
+    arguments = {
+        "model": model,
+        "loss_fn": TripletMarginLoss(),
+        "dataset": IMAGES,
+        "total_steps": 2,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "batch_classes": 3,
+        "per_class": 2,
+    }
+    with pytest.raises(TypeError, match=match):
+        training.fit(**(arguments | options))
+
+
+def test_counts_of_numpy_are_integers() -> None:
+    assert Run().fit(total_steps=np.int64(2)).steps == 2
+
+
+def test_settings_of_another_mode_are_refused() -> None:
+    race, paired = training.RaceSettings(), training.PairedSettings()
+    with pytest.raises(
+        ValueError, match=r"paired=PairedSettings\(...\) needs mode='paired', got mode='race'"
+    ):
+        Run().fit(total_steps=2, mode="race", paired=paired)
+    with pytest.raises(ValueError, match=r"race=RaceSettings\(...\) needs mode='race', got mode='paired'"):
+        Run().fit(total_steps=2, mode="paired", race=race)
+    with pytest.raises(ValueError, match=r"needs mode='race', got mode=None"):
+        Run().fit(total_steps=2, race=race)
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     Run().fit(total_steps=1, checkpoint=tmp_path / "c")
     other = Run()
@@ -372,6 +451,26 @@ def test_embed_restores_modes_after_an_error() -> None:
     with pytest.raises(RuntimeError):
         training.embed(model, [(torch.zeros(3, 5), torch.zeros(3))])
     assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_embed_refuses_batches_that_do_not_belong_together() -> None:
+    aligned = (torch.zeros(2, 3), torch.tensor([0, 1]))
+    for rows, labels in ((1, 2), (2, 3)):  # in the sum of both, outputs and targets are as many
+        shift = (torch.zeros(rows, 3), torch.zeros(labels, dtype=torch.int64))
+        with pytest.raises(
+            ValueError, match=rf"got \[{rows}, 3\] outputs for \[{labels}\] targets in batch 1, counted"
+        ):
+            training.embed(nn.Identity(), [aligned, shift, (torch.zeros(2, 3), torch.tensor([0]))])
+    with pytest.raises(ValueError, match=r"got \[1, 3\] outputs for \[\] targets in batch 0"):
+        training.embed(nn.Identity(), [(torch.zeros(1, 3), 3)])
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got int"):
+        training.embed(3, [aligned])  # type: ignore[arg-type]
+
+
+def test_embed_takes_arrays() -> None:
+    inputs, labels = np.ones((2, 3), dtype=np.float32), np.array([1, 2])
+    outputs, targets = training.embed(nn.Identity(), [(inputs, labels)])
+    assert (outputs.tolist(), targets.tolist()) == (inputs.tolist(), [1, 2])
 
 
 def test_embed_refuses_an_empty_loader() -> None:

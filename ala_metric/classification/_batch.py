@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .confusion import check_batch, check_readable_targets
+from .confusion import check_batch, check_readable_targets, check_tensors
 
 
 def checked(
     logits: torch.Tensor, targets: torch.Tensor, num_classes: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits in at least float32 and int64 targets, or an error that names what is wrong."""
+    check_tensors(logits=logits, targets=targets)
     if num_classes is None:
         num_classes = logits.shape[1] if logits.ndim == 2 else 2
     check_batch("logits", logits, targets, num_classes)
@@ -27,7 +28,7 @@ def mean(losses: torch.Tensor) -> torch.Tensor:
 
 def check_count(name: str, value: int) -> int:
     """A positive integer."""
-    if not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     return value
 

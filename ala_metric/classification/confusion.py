@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from .._arguments import integer, what_it_is
+
+ROUNDING = 1e-3  # how far above 0 a log-probability may be
 CACHED = 1 << 16  # numbers of a block of rows that stays in the cache
 
 
@@ -23,6 +28,8 @@ class StreamingConfusion:
     ------
     ValueError
         If ``num_classes`` is less than 1.
+    TypeError
+        If it is no integer.
 
     Examples
     --------
@@ -36,6 +43,7 @@ class StreamingConfusion:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str | None = None) -> None:
+        num_classes = integer("num_classes", num_classes)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.num_classes = num_classes
@@ -55,16 +63,16 @@ class StreamingConfusion:
         Raises
         ------
         ValueError
-            If a shape is wrong, a target is out of range, or a log-probability is NaN.
+            If a shape is wrong, a target is out of range, or a log-probability is NaN or positive: logits
+            and probabilities are refused.
         TypeError
-            If the dtypes are wrong.
+            If something is no tensor, or the dtypes are wrong.
         """
         check_batch("log_probs", log_probs, targets, self.num_classes)
         targets = targets.long()
         check_targets(targets, self.num_classes)
-        if log_probs.numel() and log_probs.amax().isnan():
-            bad = int(log_probs.isnan().any(1).sum())
-            raise ValueError(f"log_probs must not be NaN, got NaN in {bad} of {len(log_probs)} rows")
+        if log_probs.numel():
+            _check_log_probs(log_probs.detach())
         size = max(1, CACHED // self.num_classes)
         for rows, labels in zip(log_probs.detach().split(size), targets.split(size)):
             self.add(rows.double(), labels)
@@ -102,9 +110,10 @@ def class_confusion(log_probs: torch.Tensor, targets: torch.Tensor, num_classes:
     Raises
     ------
     ValueError
-        If a shape is wrong, a target is out of range, or a log-probability is NaN.
+        If a shape is wrong, a target is out of range, or a log-probability is NaN or positive: logits and
+        probabilities are refused.
     TypeError
-        If the dtypes are wrong.
+        If something is no tensor, the dtypes are wrong, or ``num_classes`` is no integer.
 
     Examples
     --------
@@ -119,8 +128,28 @@ def class_confusion(log_probs: torch.Tensor, targets: torch.Tensor, num_classes:
     return stream.compute()
 
 
+def _check_log_probs(log_probs: torch.Tensor) -> None:
+    """What no log-probabilities are; above 0 by rounding only."""
+    largest = float(log_probs.amax())
+    if math.isnan(largest):
+        bad = int(log_probs.isnan().any(1).sum())
+        raise ValueError(f"log_probs must not be NaN, got NaN in {bad} of {len(log_probs)} rows")
+    if largest > max(ROUNDING, 2 * torch.finfo(log_probs.dtype).eps):
+        raise ValueError(
+            f"log_probs must be <= 0 (log-probabilities, not logits or probabilities), got up to {largest}"
+        )
+
+
+def check_tensors(**named: object) -> None:
+    """TypeError unless all are tensors."""
+    for name, given in named.items():
+        if not isinstance(given, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {what_it_is(given)}")
+
+
 def check_batch(name: str, scores: torch.Tensor, targets: torch.Tensor, num_classes: int) -> None:
-    """Shapes and dtypes of a batch; reads no values."""
+    """Types, shapes and dtypes of a batch; reads no values."""
+    check_tensors(**{name: scores}, targets=targets)
     if scores.ndim != 2 or scores.shape[1] != num_classes:
         raise ValueError(f"{name} must be [N, {num_classes}], got {list(scores.shape)}")
     if not scores.is_floating_point():

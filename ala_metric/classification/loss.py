@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .._arguments import integer
 from ..types import PhiSpec
 from .confusion import check_batch, check_readable_targets, check_targets
 from .correlations import (
@@ -79,6 +80,8 @@ class AdaptiveClassificationLoss(nn.Module):
     ------
     ValueError
         If an argument is out of its range.
+    TypeError
+        If ``num_classes`` is no integer or ``off_diagonal`` no bool.
 
     Notes
     -----
@@ -131,12 +134,15 @@ class AdaptiveClassificationLoss(nn.Module):
         diagonal_low: float = DIAGONAL_LOW,
     ) -> None:
         super().__init__()
+        num_classes = integer("num_classes", num_classes)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         if form not in ("softplus", "sigmoid", "linear"):
             raise ValueError(f"form must be 'softplus', 'sigmoid' or 'linear', got {form!r}")
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        if not isinstance(off_diagonal, bool):
+            raise TypeError(f"off_diagonal must be True or False, got {off_diagonal!r}")
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
         if weight is not None:
@@ -195,7 +201,7 @@ class AdaptiveClassificationLoss(nn.Module):
         ValueError
             If a shape is wrong or (eager, on the CPU) a target is out of range.
         TypeError
-            If logits are not floating point or targets not integers.
+            If something is no tensor, logits are not floating point or targets not integers.
         """
         check_batch("logits", logits, targets, self.num_classes)
         targets = targets.long()
@@ -289,8 +295,13 @@ class AdaptiveClassificationLoss(nn.Module):
         ValueError
             If the shape is wrong, a value NaN or out of range (a rounding error is forgiven and
             clipped), or the matrix not symmetric. Nothing has changed then.
+        TypeError
+            If it is complex.
         """
-        phi = torch.as_tensor(phi).detach().to(self.phi.device, self.phi.dtype)
+        phi = torch.as_tensor(phi).detach()
+        if phi.is_complex():
+            raise TypeError(f"phi must be real, got {phi.dtype}")
+        phi = phi.to(self.phi.device, self.phi.dtype)
         if self.pairs is not None and phi.ndim == 1:
             vector, (rows, columns) = checked_confusions(phi, len(self.pairs[0])), self.pairs
             self.phi[rows, columns] = vector

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 
+from .._arguments import check_statistics
 from ..types import Decision, PhiSpec
 from .controller import Controller
 from .learner import Episode
@@ -90,6 +91,7 @@ class ColumnHistory:
 
     def observe(self, statistics: torch.Tensor) -> None:
         """Take the statistics ``[n, s]`` of one controller step."""
+        check_statistics(statistics)
         values = statistics.detach().to("cpu", torch.float32)
         if values.shape != (self.past.shape[1], self.statistics_width):
             raise ValueError(

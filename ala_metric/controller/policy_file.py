@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import torch
+
 from ..types import CheckpointError
 from .policy import Policy
 from .sealed_file import LARGEST_FILE, read_sealed, write_sealed
@@ -29,7 +31,7 @@ def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
     TypeError
         If it is no :class:`Policy`.
     ValueError
-        If a weight is not finite.
+        If a weight is not finite or not float32.
     OSError
         If the file cannot be written; a previous file is then intact.
 
@@ -45,6 +47,10 @@ def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"policy must be a Policy, got {type(policy).__name__}")
+    dtypes = {value.dtype for value in policy.state_dict().values()}
+    if dtypes != {torch.float32}:
+        found = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        raise ValueError(f"policy must have float32 weights, got {found}; policy.float() makes them so")
     description = {
         "statistics_width": policy.statistics_width,
         "identities": policy.identities,

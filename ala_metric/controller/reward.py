@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
+
+from .._arguments import is_offset
 
 
 def discounted_mean(errors: Sequence[float], offsets: Sequence[int], gamma: float) -> float:
@@ -33,6 +36,8 @@ def discounted_mean(errors: Sequence[float], offsets: Sequence[int], gamma: floa
     ------
     ValueError
         On no errors, unequal lengths, a negative or fractional offset, or gamma outside (0, 1].
+    TypeError
+        If gamma is no real number.
 
     Examples
     --------
@@ -43,9 +48,11 @@ def discounted_mean(errors: Sequence[float], offsets: Sequence[int], gamma: floa
         raise ValueError(
             f"errors and offsets must have one equal, positive length, got {len(errors)} and {len(offsets)}"
         )
+    if isinstance(gamma, bool) or not isinstance(gamma, numbers.Real):
+        raise TypeError(f"gamma must be a number in (0, 1], got {gamma!r}")
     if not 0.0 < gamma <= 1.0:
         raise ValueError(f"gamma must be in (0, 1], got {gamma}")
-    if any(int(offset) != offset or offset < 0 for offset in offsets):
+    if not all(is_offset(offset) for offset in offsets):
         raise ValueError(f"offsets must be integers >= 0, got {list(offsets)}")
     latest = min(offsets)
     weights = [gamma ** (offset - latest) for offset in offsets]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 Rungs = tuple[tuple[float, int], ...]
@@ -107,7 +108,7 @@ def rungs_for(budget: float) -> Rungs:
     Raises
     ------
     ValueError
-        If the budget is not above 1 and finite.
+        If the budget is not a number above 1 and finite.
 
     Examples
     --------
@@ -116,8 +117,9 @@ def rungs_for(budget: float) -> Rungs:
     >>> rungs_for(8.0)[0]
     (0.05, 47)
     """
-    if not (math.isfinite(budget) and budget > 1.0):
-        raise ValueError(f"budget must be above 1 (one training), got {budget}")
+    number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
+    if not (number and math.isfinite(budget) and budget > 1.0):
+        raise ValueError(f"budget must be above 1 (one training), got {budget!r}")
     base, nominal = (RUNGS_4T, 4.0) if budget >= 3.5 else (RUNGS_2T, 2.0)
     cost = training_cost(base)
     factor = max(cost * budget / nominal - 1.0, 0.0) / (cost - 1.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .._arguments import check_statistics
 from ..types import PhiSpec
 
 HISTORY = 10
@@ -120,7 +121,10 @@ class StateHistory:
         ------
         ValueError
             On another shape or values that are not finite.
+        TypeError
+            If they are no tensor of real numbers.
         """
+        check_statistics(statistics)
         values = statistics.detach().to("cpu", torch.float64)
         if values.shape != self._magnitude.shape:
             raise ValueError(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+from .._arguments import integer
 from .cache import cache_folder
 from .cifar import load_cifar10, load_cifar100
 from .class_splits import class_splits
@@ -140,6 +141,8 @@ def load(
     ValueError
         If the name is unknown, the seed negative, a root given to a data set that needs none or missing where
         one is needed, or a file malformed: the message names file and line.
+    TypeError
+        If the seed or size is no integer.
     FileNotFoundError
         If the root or a file of the data set is missing.
     ImportError
@@ -152,8 +155,10 @@ def load(
     >>> tuple(image.shape), digits.train.classes.tolist()
     ((1, 8, 8), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(sorted(DATASETS))}, got {name!r}")
+    seed = integer("seed", seed)
+    size = None if size is None else integer("size", size)
     if seed < 0:
         raise ValueError(f"seed must be non-negative, got {seed}")
     return DATASETS[name](root=root, seed=seed, cache=cache, size=size)

@@ -22,6 +22,7 @@ class _Layout:
 
     name: str
     folder: str
+    python_folder: str
     train: tuple[str, ...]
     test: str
     names: str
@@ -33,6 +34,7 @@ class _Layout:
 CIFAR_10 = _Layout(
     "cifar10",
     "cifar-10-batches-bin",
+    "cifar-10-batches-py",
     tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
     "test_batch.bin",
     "batches.meta.txt",
@@ -43,6 +45,7 @@ CIFAR_10 = _Layout(
 CIFAR_100 = _Layout(
     "cifar100",
     "cifar-100-binary",
+    "cifar-100-python",
     ("train.bin",),
     "test.bin",
     "fine_label_names.txt",
@@ -144,10 +147,11 @@ def _load(layout: _Layout, root: str | os.PathLike[str], seed: int) -> Splits:
 def _read(path: Path, layout: _Layout) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels of one file."""
     if not path.is_file():
-        stem = path.with_suffix("")
-        if stem.is_file() or (path.parent / "batches.meta").is_file() or (path.parent / "meta").is_file():
+        folder = path.parent
+        files = (path.with_suffix(""), folder / "batches.meta", folder / "meta")
+        if (folder / layout.python_folder).is_dir() or any(file.is_file() for file in files):
             raise ValueError(
-                f"{path.parent} holds the Python version of {layout.name}, whose pickles are not loaded; "
+                f"{folder} holds the Python version of {layout.name}, whose pickles are not loaded; "
                 f"unpack the {layout.site_name}"
             )
         raise FileNotFoundError(f"{layout.name} has no file {path}; unpack the {layout.site_name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .._arguments import integer
 from .sets import ImageSet, Splits
 
 
@@ -26,7 +27,9 @@ def load_digits(*, seed: int = 0) -> Splits:
     ImportError
         If scikit-learn is not installed.
     ValueError
-        If the seed is negative.
+        If the seed is negative or not below 2**32.
+    TypeError
+        If it is no integer.
 
     Examples
     --------
@@ -34,8 +37,10 @@ def load_digits(*, seed: int = 0) -> Splits:
     >>> len(digits.train), len(digits.validation), len(digits.test)
     (1077, 360, 360)
     """
-    if seed < 0:
+    if integer("seed", seed) < 0:
         raise ValueError(f"seed must be non-negative, got {seed}")
+    if seed >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {seed}")
     try:
         from sklearn.datasets import load_digits as sklearn_digits
         from sklearn.model_selection import train_test_split

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .._arguments import integer
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -49,6 +51,8 @@ class ImageFiles(Dataset[tuple[torch.Tensor, int]]):
     ValueError
         If lengths disagree or ``size`` is not positive. For an item: if its file is truncated, is no image,
         or announces more than 2**26 pixels; the message names the file.
+    TypeError
+        If ``size`` is no integer.
     FileNotFoundError
         For an item whose file is gone.
 
@@ -75,7 +79,7 @@ class ImageFiles(Dataset[tuple[torch.Tensor, int]]):
                 f"ImageFiles.labels must be int64 [{len(self.paths)}], "
                 f"got {self.labels.dtype} {list(self.labels.shape)}"
             )
-        if self.size < 1:
+        if integer("ImageFiles.size", self.size) < 1:
             raise ValueError(f"ImageFiles.size must be at least 1, got {self.size}")
 
     def __len__(self) -> int:

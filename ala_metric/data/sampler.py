@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from .._arguments import integer, what_it_is
 from .._pml import MPerClassSampler, numpy_random
 
 
@@ -29,7 +30,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
     per_class
         Samples per class and batch.
     seed
-        Non-negative.
+        Non-negative and below 2**32.
 
     Attributes
     ----------
@@ -39,8 +40,10 @@ class ClassBalancedSampler(Sampler[list[int]]):
     Raises
     ------
     ValueError
-        If the labels are not ``[N]``, a count is not positive, the labels have fewer than ``classes``
-        classes, or a batch would be larger than the data set.
+        If the labels are not ``[N]``, a count is not positive, the seed out of range, the labels have fewer
+        than ``classes`` classes, or a batch would be larger than the data set.
+    TypeError
+        If the labels are no tensor, or a count or the seed is no integer.
 
     Examples
     --------
@@ -53,6 +56,10 @@ class ClassBalancedSampler(Sampler[list[int]]):
     """
 
     def __init__(self, labels: torch.Tensor, *, classes: int = 32, per_class: int = 4, seed: int = 0) -> None:
+        if not isinstance(labels, torch.Tensor):
+            raise TypeError(f"labels must be a tensor, got {what_it_is(labels)}")
+        classes, per_class = integer("classes", classes), integer("per_class", per_class)
+        seed = integer("seed", seed)
         if labels.ndim != 1:
             raise ValueError(f"labels must be [N], got shape {list(labels.shape)}")
         for name, count in (("classes", classes), ("per_class", per_class)):
@@ -60,6 +67,8 @@ class ClassBalancedSampler(Sampler[list[int]]):
                 raise ValueError(f"{name} must be at least 1, got {count}")
         if seed < 0:
             raise ValueError(f"seed must be non-negative, got {seed}")
+        if seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {seed}")
         found = len(labels.unique())
         if found < classes:
             raise ValueError(f"classes is {classes}, but the labels have only {found} distinct values")

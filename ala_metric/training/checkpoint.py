@@ -21,6 +21,7 @@ _HEADER = struct.Struct("<8sI32sQ")  # magic, version, SHA-256 of the payload, i
 # Exact types: the restricted unpickler refuses subclasses such as numpy.float64 or enums.
 _DICTS = (dict, OrderedDict, Counter)
 _LISTS = (list, tuple, torch.Size)
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
 _LEAVES = (str, bytes, bool, int, float, complex, torch.device, torch.dtype, type(None))
 
 
@@ -38,7 +39,8 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     Raises
     ------
     TypeError
-        If the state holds anything else, naming where; nothing is written.
+        If the state holds anything else, such as a subclass of torch.Tensor, naming where; nothing is
+        written.
     OSError
         If the folder is missing or read-only, or the disk is full; a previous file is intact.
 
@@ -53,7 +55,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     """
     if not isinstance(state, dict):
         raise TypeError(f"state must be a dict, got {type(state).__name__}")
-    _check_plain(state, "state")
+    check_plain(state, "state")
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
@@ -117,16 +119,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def _check_plain(value: Any, where: str) -> None:
+def check_plain(value: Any, where: str) -> None:
     """TypeError unless ``load_checkpoint`` could read the value back."""
     if type(value) in _DICTS:
         for key, item in value.items():
-            _check_plain(key, f"a key of {where}")
-            _check_plain(item, f"{where}[{key!r}]")
+            check_plain(key, f"a key of {where}")
+            check_plain(item, f"{where}[{key!r}]")
     elif type(value) in _LISTS:
         for index, item in enumerate(value):
-            _check_plain(item, f"{where}[{index}]")
-    elif not isinstance(value, torch.Tensor) and type(value) not in _LEAVES:
+            check_plain(item, f"{where}[{index}]")
+    elif type(value) in _TENSORS:
+        for name, item in vars(value).items():  # saved with it
+            check_plain(item, f"{where}.{name}")
+    elif type(value) not in _LEAVES:
         raise TypeError(
             f"{where} must be plain data (tensors, numbers, strings, lists, dicts), "
             f"got {type(value).__module__}.{type(value).__qualname__}"

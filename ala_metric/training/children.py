@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from .._arguments import check_phi_in_range
 from .._phi import read_phi
 from ..ala_loss import ALALoss
 from .arm import Strategy
@@ -56,6 +57,7 @@ def check_mode(mode: Any, loss_fn: Any, children: int, total_steps: int) -> None
         raise ValueError(f"total_steps must be at least 1 in mode={mode!r}, got {total_steps}")
     if mode == "paper" and loss_fn.total_steps != total_steps:
         raise ValueError(f"the loss was made for total_steps={loss_fn.total_steps}, got {total_steps}")
+    check_phi_in_range(read_phi(loss_fn.loss), loss_fn.phi_spec)
 
 
 def make_strategy(
@@ -134,6 +136,15 @@ def fit_children(
     if not parts.model.training:
         parts.model.train()
     with first_signal() as signals, counted(loss_fn if paper else None, meter):
+
+        def stopping() -> bool:
+            return bool(signals) if team is None else team.totals([float(bool(signals))])[0] > 0
+
+        def interrupted() -> Interrupted:
+            where = None if store.path is None else str(store.path)
+            number = int(signals[0]) if signals else int(signal.SIGTERM)  # of another process of the team
+            return Interrupted(number, step=meter.training_steps, saved_to=where)
+
         stages = Stages(
             parts,
             loss_fn.loss,
@@ -147,7 +158,7 @@ def fit_children(
             None if hypergradient is None else Hypergradient(hypergradient),
             paper=paper,
             on_step=on_step,
-            stopping=lambda: bool(signals) if team is None else team.totals([float(bool(signals))])[0] > 0,
+            stopping=stopping,
             vectorised=vectorised,
         )
         if saved is None:
@@ -159,15 +170,14 @@ def fit_children(
             winner = stages.run()
         except Stopped:
             store.save(stages.state_dict())
-            where = None if store.path is None else str(store.path)
-            number = int(signals[0]) if signals else int(signal.SIGTERM)  # of another process of the team
-            raise Interrupted(number, step=meter.training_steps, saved_to=where) from None
+            raise interrupted() from None
         if store.path is not None:
             state = {"task": task, "stages": stages.state_dict(), "model": parts.model.state_dict()}
             save_checkpoint(store.path, state)
-    names = [name for name in meter.state_dict()]
-    totals = processes.totals([float(value) for value in meter.state_dict().values()])
-    total = Meter(**{k: type(getattr(meter, k))(v) for k, v in zip(names, totals)})
+        totals = processes.totals([float(value) for value in meter.state_dict().values()])
+        if stopping():  # after all exchanges: the others are not left waiting
+            raise interrupted()
+    total = Meter(**{k: type(getattr(meter, k))(v) for k, v in zip(meter.state_dict(), totals)})
     return FitResult(
         winner.step,
         resumed_at,

@@ -42,7 +42,8 @@ def embed(model: nn.Module, loader: Iterable[Any]) -> tuple[torch.Tensor, torch.
     model
         Maps a batch of inputs to outputs ``[B, D]``.
     loader
-        Yields ``(inputs [B, ...], targets [B])``, for example a ``DataLoader`` that does not shuffle.
+        Yields ``(inputs [B, ...], targets [B])`` as tensors or arrays, for example a ``DataLoader`` that does
+        not shuffle.
 
     Returns
     -------
@@ -51,8 +52,10 @@ def embed(model: nn.Module, loader: Iterable[Any]) -> tuple[torch.Tensor, torch.
 
     Raises
     ------
-    TypeError, ValueError
-        If the loader yields anything but pairs, or nothing.
+    TypeError
+        If the loader yields anything but pairs, the model is none, or its outputs are no tensor.
+    ValueError
+        If the loader yields nothing, or a batch has another number of outputs than of targets.
 
     Examples
     --------
@@ -62,18 +65,31 @@ def embed(model: nn.Module, loader: Iterable[Any]) -> tuple[torch.Tensor, torch.
     >>> tuple(outputs.shape), targets.tolist(), model.training, model.num_batches_tracked.item()
     ((4, 3), [0, 1, 2, 3], True, 0)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     device = device_of(model)
     outputs: list[torch.Tensor] = []
     targets: list[torch.Tensor] = []
     # Even a loader that does not shuffle draws one number from torch's global stream.
     with preserved_random_streams(), evaluating(model), torch.no_grad():
-        for batch in loader:
+        for number, batch in enumerate(loader):
             if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                 what = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
                 raise TypeError(f"loader must yield (inputs, targets) batches, got {what}")
             inputs, labels = batch
-            outputs.append(model(inputs.to(device, non_blocking=True)))
-            targets.append(torch.as_tensor(labels).to(device, non_blocking=True))
+            if not hasattr(inputs, "to"):
+                inputs = torch.as_tensor(inputs)
+            found = model(inputs.to(device, non_blocking=True))
+            if not isinstance(found, torch.Tensor):
+                raise TypeError(f"model must give a tensor, got {type(found).__name__}")
+            labels = torch.as_tensor(labels).to(device, non_blocking=True)
+            if found.ndim == 0 or found.shape[:1] != labels.shape[:1]:
+                raise ValueError(
+                    f"model must give one row of outputs per target, got {list(found.shape)} outputs for "
+                    f"{list(labels.shape)} targets in batch {number}, counted from 0"
+                )
+            outputs.append(found)
+            targets.append(labels)
     if not outputs:
         raise ValueError("loader must yield at least one (inputs, targets) batch, got an empty one")
     return torch.cat(outputs), torch.cat(targets)

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from .._arguments import integer
 from .._phi import read_phi
 from ..ala_loss import ALALoss
 from ..controller import MANY
 from ..data import ClassBalancedSampler
 from ..types import CheckpointError
+from .arguments import check_fit, check_settings_of, checked_target
 from .arm import Phi
 from .batches import SharedBatches, endless_batches
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import check_plain, load_checkpoint, save_checkpoint
 from .children import Mode, check_mode, fit_children, make_strategy
 from .embed import device_of
 from .interrupt import Interrupted, first_signal
@@ -140,14 +143,21 @@ def fit(
     Raises
     ------
     ValueError
-        If a count is out of range, ``checkpoint`` is missing where another option needs it, or the
-        checkpoint belongs to a run with other parts or other batches.
+        If a count is out of range, ``checkpoint`` is missing where another option needs it, settings are
+        given of another mode, the loss starts outside of the ranges of its ``phi_spec``, or the checkpoint
+        belongs to a run with other parts or other batches.
+    TypeError
+        If a part lacks what is needed, a count is no integer, or a checkpoint could not hold the state of a
+        part, such as a buffer of a subclass of torch.Tensor.
+    OSError
+        If the folder of the checkpoint is missing or read-only, or ``checkpoint`` is a folder.
     CheckpointError
         If the checkpoint is damaged or not one of ``fit``.
     FloatingPointError
         If the loss is NaN or infinite, or refuses outputs that are; the weights are those before that step.
     Interrupted
-        After SIGINT or SIGTERM: the step was finished and the checkpoint saved. A second signal acts at once.
+        After SIGINT or SIGTERM: the step was finished and the checkpoint saved, also where it was the last
+        step or the last validation. A second signal acts at once.
 
     Notes
     -----
@@ -190,9 +200,17 @@ def fit(
     >>> result.steps, len(result.losses)
     (3, 3)
     """
-    if workers < 0:
-        raise ValueError(f"workers must not be negative, got {workers}")
-    target = _checked_target(total_steps, checkpoint, checkpoint_every, resume)
+    check_fit(model, loss_fn, dataset, optimizer, scheduler, miner, on_step)
+    total_steps, workers = integer("total_steps", total_steps), integer("workers", workers)
+    batch_classes, per_class = integer("batch_classes", batch_classes), integer("per_class", per_class)
+    seed, children = integer("seed", seed), integer("children", children)
+    if checkpoint_every is not None:
+        checkpoint_every = integer("checkpoint_every", checkpoint_every)
+    for name, count in (("total_steps", total_steps), ("workers", workers)):
+        if count < 0:
+            raise ValueError(f"{name} must not be negative, got {count}")
+    target = checked_target(checkpoint, checkpoint_every, resume)
+    check_settings_of(mode, race, paired)
     sampler = ClassBalancedSampler(dataset.labels, classes=batch_classes, per_class=per_class, seed=seed)
     check_mode(mode, loss_fn, children, total_steps)
     if vectorised and (mode not in ("paired", "race") or mesh is not None):
@@ -205,6 +223,8 @@ def fit(
             raise ValueError(f"mesh needs several children, got mode={mode!r} and children={children}")
         processes, team = _on_mesh(mesh, device, batch_classes * per_class, miner)
     parts = Parts(model, loss_fn, optimizer, scheduler, miner, team)
+    if target is not None and not any(is_lazy(value) for value in model.parameters()):
+        check_plain(parts.state_dict(), "state")
     if mode in ("paired", "race") or children > 1:
         strategy = make_strategy(mode, loss_fn, total_steps, seed, budget, children, race, paired)
         batches = SharedBatches(dataset, sampler, workers)
@@ -311,26 +331,6 @@ def _note_phi(history: list[tuple[int, Phi]], step: int, loss_fn: Any) -> None:
 def _phi_of(loss_fn: Any) -> Sequence[float]:
     """Parameters of an adaptive loss; none where there are too many for a record."""
     return read_phi(loss_fn.loss) if isinstance(loss_fn, ALALoss) and len(loss_fn.phi_spec) <= MANY else ()
-
-
-def _checked_target(
-    total_steps: int, checkpoint: str | os.PathLike[str] | None, checkpoint_every: int | None, resume: bool
-) -> Path | None:
-    """Refuse what would fail only after hours: bad counts, and a folder that cannot take the checkpoint."""
-    if total_steps < 0:
-        raise ValueError(f"total_steps must not be negative, got {total_steps}")
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-    if checkpoint is None:
-        if resume or checkpoint_every is not None:
-            raise ValueError("resume and checkpoint_every need a checkpoint file, got checkpoint=None")
-        return None
-    target = Path(checkpoint)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"folder of the checkpoint does not exist: {target.parent}")
-    if not os.access(target.parent, os.W_OK):
-        raise PermissionError(f"folder of the checkpoint is not writable: {target.parent}")
-    return target
 
 
 def _restore(

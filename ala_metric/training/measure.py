@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .._arguments import divergence_told, outputs_and_targets
+from .._arguments import check_statistics, divergence_told, metric_value, outputs_and_targets
 from .._streams import preserved_random_streams
 from ..ala_loss import ALALoss
 from ..metrics import RecallAtK
@@ -105,8 +105,10 @@ class Measure:
             self.meter.validation_passes += 1
             self.meter.validation_items += len(targets)
             with divergence_told(outputs, "the validation outputs"):
-                value = float(self.metric(outputs, targets))
+                value = metric_value(self.metric(outputs, targets))
                 statistics = self.loss.statistics(outputs, targets) if with_statistics else None
+                if statistics is not None:
+                    check_statistics(statistics)
         self.meter.validation_seconds += time.perf_counter() - begin
         score = value if self.metric.higher_is_better else -value
         return value, score, None if statistics is None else statistics.detach().cpu()

@@ -67,7 +67,11 @@ class Parts:
         outputs = self.model(inputs.to(self.device))
         with divergence_told(outputs, f"the outputs of step {number}"):
             mined = () if self.miner is None else (self.miner(outputs, labels),)
-            return self.loss_fn(outputs, labels, *mined)
+            loss = self.loss_fn(outputs, labels, *mined)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            what = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise TypeError(f"loss_fn must return a tensor with one element, got {what}")
+        return loss
 
     def step(self, number: int, inputs: torch.Tensor, labels: torch.Tensor) -> float:
         """One optimizer step; the loss before it.
@@ -88,6 +92,8 @@ class Parts:
         ------
         FloatingPointError
             If the loss is NaN or infinite, or refuses outputs that are; the weights have not changed then.
+        TypeError
+            If the loss is no tensor with one element.
         """
         team = self.team
         if team is not None:

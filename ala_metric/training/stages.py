@@ -25,7 +25,7 @@ from .store import Store
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop between two steps."""
+    """A signal asked the run to stop between two steps or before a validation."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Stages:
     on_step
         Called as ``on_step(steps of all arms, loss)``.
     stopping
-        Asked before each step whether the run shall stop.
+        Asked before each step and each validation whether the run shall stop.
     vectorised
         Train the arms of a stage at once.
     """
@@ -193,6 +193,7 @@ class Stages:
                     self._move(arm, inputs, labels)
                 self._step(arm, inputs, labels)
             if measured:
+                self._stop_if_asked()  # a validation may take long
                 self._measure(arm)
             elif self.paper is not None:
                 self.paper.leave()
@@ -344,9 +345,12 @@ class Stages:
 
     def _before_a_step(self) -> None:
         """Save where it is due, and stop where that is asked for."""
+        self._stop_if_asked()
+        self.store.save_if_due(self.meter.training_steps, self.state_dict)
+
+    def _stop_if_asked(self) -> None:
         if self.stopping():
             raise Stopped
-        self.store.save_if_due(self.meter.training_steps, self.state_dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Where everything stands, as plain data."""
