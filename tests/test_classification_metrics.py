@@ -195,6 +195,14 @@ def test_masked_logits_are_allowed(metric: Metric) -> None:
         (torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool), TypeError, "targets"),
         (torch.zeros(3, 2), torch.tensor([0, 1, 2]), ValueError, "targets"),
         (torch.zeros(3, 2), torch.tensor([0, 1, -1]), ValueError, "targets"),
+        (
+            np.zeros((3, 2)),
+            torch.tensor([0, 1, 1]),
+            TypeError,
+            "outputs must be a tensor, got ndarray; torch",
+        ),
+        ([[0.0, 1.0]], torch.tensor([0]), TypeError, "outputs must be a tensor, got list"),
+        (torch.zeros(3, 2), [0, 1, 1], TypeError, "targets must be a tensor, got list"),
     ],
 )
 def test_bad_input_is_refused(metric: Metric, outputs, targets, error: type, text: str) -> None:

@@ -448,3 +448,40 @@ def test_ops_and_losses_agree(x: Tensor, labels: Tensor) -> None:
     loss_fn = DistanceMixtureLoss(PHI, reducer=reducers.DoNothingReducer())
     direct = ops.distance_mixture(unit(x), labels, loss_fn.phi)
     assert torch.allclose(loss_fn(x, labels)["loss"]["losses"], direct, rtol=1e-12)
+
+
+@pytest.mark.parametrize("lists", [3, 4])
+def test_compiled_with_mined_pairs(impl: str, name: str, lists: int, labels: Tensor) -> None:
+    torch._dynamo.reset()
+    loss = make(name, impl=impl)
+    triplets = (torch.tensor([0, 1, 1, 1]), torch.tensor([2, 3, 3, 4]), torch.tensor([5, 6, 7, 6]))
+    pairs = (*triplets[:2], torch.tensor([0, 0, 1]), torch.tensor([6, 6, 7]))
+    indices = triplets if lists == 3 else pairs
+    results = []
+    for call in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        leaf = torch.randn(len(labels), 4, requires_grad=True)
+        value = call(leaf, labels, indices)
+        results.append((value.detach(), *torch.autograd.grad(value, leaf)))
+    for eager, compiled in zip(*results):
+        torch.testing.assert_close(eager, compiled)
+
+
+def test_mined_lists_of_unequal_lengths(impl: str, name: str, x: Tensor, labels: Tensor) -> None:
+    none, one = torch.tensor([], dtype=torch.int64), torch.tensor([1])
+    for indices in ((none, one, one), (one, none, none), (none, one, one, one), (one, one, one, none)):
+        with pytest.raises(ValueError, match="index lists must have equal lengths"):
+            make(name, impl=impl)(x, labels, indices)
+
+
+def test_inference_tensors(impl: str, name: str, labels: Tensor) -> None:
+    with torch.inference_mode():
+        y, held, index = torch.randn(len(labels), 4), labels.clone(), torch.tensor([0, 1])
+    x = torch.randn(len(labels), 4, requires_grad=True)
+    loss = make(name, impl=impl)
+    for arguments in ((held,), (held, (index, index, index)), (held, None, y, held)):
+        copies = [
+            v.clone() if isinstance(v, Tensor) else v and tuple(i.clone() for i in v) for v in arguments
+        ]
+        (found,), (expected,) = (torch.autograd.grad(loss(x, *a), x) for a in (arguments, copies))
+        assert torch.equal(found, expected)

@@ -363,6 +363,30 @@ def test_focal_phi(impl: str) -> None:
     assert leaf.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("level", ["cheap", "full"])
+def test_focal_phi_is_never_a_finite_lie(impl: str, level) -> None:
+    x, labels = batch(9, 3)
+    ala.set_checks(level)
+    try:
+        for phi in ([-1.0, 2.0], [2.0, -1.0], [0.0, 2.0], [2.0, math.nan]):
+            with pytest.raises(ValueError, match="phi must be"):
+                ops.focal_weighting(x, labels, torch.tensor(phi), impl=impl)
+    finally:
+        ala.set_checks("auto")
+
+
+@pytest.mark.parametrize("which", ["strips", "reference"])
+def test_unseen_focal_phi_gives_nan(which) -> None:
+    """As on CUDA, where nothing waits for its values: compiled code does not look at them either."""
+    torch._dynamo.reset()
+    x, labels = batch(9, 3)
+    call = torch.compile(
+        lambda phi: ops.focal_weighting(x, labels, phi, impl=which), fullgraph=True, backend="eager"
+    )
+    for phi in ([-1.0, 2.0], [2.0, -1.0], [0.0, 2.0]):
+        assert call(torch.tensor(phi)).isnan().all()
+
+
 def test_zero_phi_is_zero_loss(impl: str) -> None:
     x, labels = batch(9, 3)
     x[1] = x[0]  # a zero-weighted pole at distance 0
@@ -447,6 +471,95 @@ def test_inference_mode_and_no_grad(impl: str) -> None:
             assert torch.equal(ops.distance_mixture(x, labels, PHI, impl=impl), expected)
 
 
+def test_compiled_statistics(impl: str) -> None:
+    torch._dynamo.reset()
+    x, labels = batch(8, 3)
+    compiled = torch.compile(
+        lambda x: ops.distance_statistics(x, labels, impl=impl), fullgraph=True, backend="aot_eager"
+    )
+    torch.testing.assert_close(compiled(x), ops.distance_statistics(x, labels, impl=impl))
+
+
+def test_ranks_are_not_compiled(impl: str) -> None:
+    torch._dynamo.reset()
+    x, labels = batch(8, 3)
+
+    def call(x: Tensor) -> Tensor:
+        return ops.positive_ranks(2 * x, labels, impl=impl, first_only=True)
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"NotImplementedError.*outside of torch.compile"):
+        torch.compile(call, fullgraph=True, backend="eager")(x)
+    assert torch.equal(torch.compile(call, backend="eager")(x), call(x))
+
+
+def test_inference_tensors_and_gradients(impl: str) -> None:
+    """They cannot be kept for a backward pass: they behave as their copies do."""
+    x, labels = batch(9, 3)
+    y, ref_labels = batch(5, 3)
+    phi, lists = PHI[:5], (torch.tensor([0, 2]), torch.tensor([1, 3]))
+    own = torch.tensor([-1, 0, 4, 1, -1, -1, 2, 3, -1])
+    with torch.inference_mode():
+        inference = {id(v): v.clone() for v in (x, labels, y, ref_labels, own, PHI, SHARP, phi, *lists)}
+
+    def gradients(same, leaf: Tensor, call) -> list[Tensor]:
+        leaf = leaf.clone().requires_grad_()
+        loss = call(leaf, lambda v: inference[id(v)] if same else v).sum()
+        return [loss.detach(), *torch.autograd.grad(loss, leaf)]
+
+    references = {"ref_emb": y, "ref_labels": ref_labels}
+    calls = [
+        (x, lambda v, of: ops.distance_mixture(v, of(labels), of(PHI), impl=impl)),
+        (x, lambda v, of: ops.focal_weighting(v, of(labels), of(SHARP), impl=impl, reduction="mean")),
+        (PHI, lambda v, of: ops.distance_mixture(of(x), of(labels), v, impl=impl)),
+        (x, lambda v, of: ops.pairwise_distance(v, of(y), impl=impl)),
+        (y, lambda v, of: ops.pairwise_distance(of(x), v, impl=impl)),
+        (x, lambda v, of: ops.mixture_pairs(v, *map(of, lists), of(phi), positive=True, impl=impl)),
+        (x, lambda v, of: ops.mixture_triplets(v, *map(of, (*lists, lists[0])), of(PHI), impl=impl)),
+    ]
+    for op, parameters in ((ops.distance_mixture, PHI), (ops.focal_weighting, SHARP)):
+        calls.append(
+            (
+                x,
+                lambda v, of, op=op, parameters=parameters: op(
+                    v, of(labels), parameters, impl=impl, **{k: of(r) for k, r in references.items()}
+                ),
+            )
+        )
+    calls.append(
+        (
+            x,
+            lambda v, of: ops.distance_mixture(
+                v, labels, PHI, own=of(own), impl=impl, ref_emb=y, ref_labels=ref_labels
+            ),
+        )
+    )
+    for leaf, call in calls:
+        for found, expected in zip(gradients(True, leaf, call), gradients(False, leaf, call)):
+            assert torch.equal(found, expected)
+
+
+def test_vmap_over_labels(impl: str) -> None:
+    x, labels = batch(8, 3)
+    many, index = torch.stack([labels, labels.flip(0)]), torch.tensor([[0, 1], [1, 2]])
+    refused = [
+        ("labels", many, lambda v: ops.distance_statistics(x, v, impl=impl)),
+        ("labels", many, lambda v: ops.positive_ranks(x, v, impl=impl)),
+        ("ref_labels", many, lambda v: ops.positive_ranks(x, labels, ref_emb=x, ref_labels=v, impl=impl)),
+        ("anchors", index, lambda v: ops.mixture_pairs(x, v, v, PHI[:5], positive=True, impl=impl)),
+        ("own", many, lambda v: ops.distance_mixture(x, labels, PHI, ref_emb=x, ref_labels=labels, own=v)),
+    ]
+    for name, batched, call in refused:
+        with pytest.raises(NotImplementedError, match=f"vmap over {name} is not supported"):
+            torch.vmap(call)(batched)
+    for op, phi, _ in map(loss_op, LOSSES):
+        call = torch.vmap(lambda v, op=op, phi=phi: op(x, v, phi, impl=impl))
+        if impl == "native":
+            with pytest.raises(NotImplementedError, match="vmap over"):
+                call(many)
+        else:
+            torch.testing.assert_close(call(many), torch.stack([op(x, v, phi, impl=impl) for v in many]))
+
+
 def test_vmap_says_no(impl: str) -> None:
     x, labels = batch(8, 3)
     with pytest.raises(NotImplementedError, match="vmap over emb is not supported"):
@@ -513,6 +626,15 @@ def test_autocast(impl: str) -> None:
     assert relative(found, expected) < 1e-6  # distances never drop to bf16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_under_autocast(impl: str, dtype) -> None:
+    x, labels = batch(32, 16, torch.float32)
+    expected = ops.distance_statistics(x, labels, impl=impl)
+    with torch.autocast("cpu", dtype=dtype):
+        found = ops.distance_statistics(x, labels, impl=impl)
+    assert torch.equal(found, expected)
+
+
 def test_eight_python_threads(impl: str) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -577,6 +699,20 @@ def test_focal_offset_must_be_finite(impl: str, offset: float) -> None:
 
 
 # ----------------------------------------------------------------------------------------------- selector
+@pytest.mark.parametrize("offset", ["a", None])
+def test_focal_offset_must_be_a_number(impl: str, offset) -> None:
+    with pytest.raises(TypeError, match=f"offset must be a finite number, got {offset!r}"):
+        ops.focal_weighting(*batch(4, 3), SHARP, offset=offset, impl=impl)
+
+
+def test_sparse_tensors_are_refused(impl: str) -> None:
+    x, labels = batch(4, 3)
+    with pytest.raises(TypeError, match=r"x must be a dense tensor, got one of layout torch.sparse_coo"):
+        ops.pairwise_distance(x.to_sparse(), impl=impl)
+    with pytest.raises(TypeError, match="labels must be a dense tensor"):
+        ops.distance_mixture(x, labels.to_sparse(), PHI, impl=impl)
+
+
 def test_selector_says_why() -> None:
     for choice in ops.explain("cpu").values():
         assert choice.impl in ("native", "strips")

@@ -221,3 +221,25 @@ def test_arrays_are_told_how_to_become_tensors() -> None:
         metrics.retrieval(emb, labels.numpy())
     with pytest.raises(TypeError, match=f"^second {said}"):
         metrics.paired_bootstrap(emb[:, 0], emb[:, 0].numpy(), labels)
+
+
+def test_errors_of_the_metric_name_its_own_arguments() -> None:
+    outputs, targets = torch.randn(6, 3), torch.arange(6) % 2
+    for metric in (metrics.RecallAtK(1), metrics.RecallAtK()):
+        with pytest.raises(TypeError, match="^outputs must be a tensor, got ndarray"):
+            metric(outputs.numpy(), targets)
+        with pytest.raises(ValueError, match="^outputs must be finite, got NaN or Inf in 6 of 6 rows"):
+            metric(outputs * float("nan"), targets)
+        with pytest.raises(TypeError, match="^targets must have an integer dtype"):
+            metric(outputs, targets.float())
+        with pytest.raises(ValueError, match=r"^targets must have shape \[6\] like the rows of outputs"):
+            metric(outputs, targets[1:])
+
+
+@pytest.mark.parametrize("k", [torch.tensor(1), np.array(1)])
+def test_a_depth_is_no_tensor(k) -> None:
+    emb, labels = torch.randn(6, 3), torch.arange(6) % 2
+    with pytest.raises(ValueError, match="k must be integers >= 1, got"):
+        metrics.retrieval(emb, labels, k=k)
+    with pytest.raises(ValueError, match="k must be integers >= 1, got"):
+        metrics.RecallAtK(k)

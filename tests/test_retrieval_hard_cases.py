@@ -97,6 +97,16 @@ def test_queries_in_their_own_gallery_are_refused() -> None:
         metrics.retrieval(emb, labels[: len(emb)], ref_emb=ref, ref_labels=labels[: len(ref)], k=1)
 
 
+def test_views_that_are_other_rows_are_as_their_copies() -> None:
+    one, square, labels = torch.randn(1, 8).expand(40, 8), torch.randn(20, 20), torch.arange(40) % 8
+    for emb, ref in ((one[:10], one[10:]), (square, square.T), (square[:1], square.T)):
+        found, expected = (
+            metrics.retrieval(emb, labels[: len(emb)], ref_emb=r, ref_labels=labels[: len(r)], k=1)
+            for r in (ref, ref.clone())
+        )
+        assert found == expected
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_bad_scores_of_a_bootstrap() -> None:
     first, second, classes = torch.zeros(20), torch.rand(20), torch.arange(20) // 4

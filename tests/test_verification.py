@@ -186,6 +186,11 @@ GOOD = ([0.1, 0.9, 0.2, 0.8], [1, 0, 1, 0], [0, 0, 1, 1])
         ({"folds": [0, 0, 0, 0]}, ValueError, "2 folds"),
         ({"folds": [0, 0, 1]}, ValueError, "folds"),
         ({"folds": [0.0, 0.0, 1.0, 1.0]}, TypeError, "folds"),
+        ({"distances": None}, TypeError, "distances must be .* sequence of numbers, got NoneType"),
+        ({"distances": ["a"] * 4}, TypeError, "distances must be .* sequence of numbers, got list of <U1"),
+        ({"distances": torch.tensor([1j, 2j, 3j, 4j])}, TypeError, "distances must be real .*complex64"),
+        ({"same": None}, TypeError, "same must be a tensor, array or sequence"),
+        ({"folds": ["a", "a", "b", "b"]}, TypeError, "folds must be a tensor, array or sequence"),
         ({"far": (1.5,)}, ValueError, "far"),
         ({"far": (math.nan,)}, ValueError, "far"),
         ({"far": 0.1}, TypeError, "far"),
@@ -283,6 +288,14 @@ def test_metric_refuses_bad_input() -> None:
         metric(outputs[:30], targets[:30])
     with pytest.raises(ValueError, match="outputs"):
         metric(outputs[0], targets)
+    with pytest.raises(TypeError, match=r"^outputs must be a tensor, got ndarray; torch.from_numpy"):
+        metric(outputs.numpy(), targets)
+    with pytest.raises(TypeError, match="^targets must be a tensor, got list"):
+        metric(outputs, targets.tolist())
+    with pytest.raises(TypeError, match="outputs must be real numbers, got torch.complex64"):
+        metric(outputs.to(torch.complex64), targets)
+    with pytest.raises(TypeError, match="pairs must be a tensor, array or sequence of numbers, got NoneType"):
+        metrics.VerificationAccuracy(None, folds)
     with pytest.raises(ValueError, match="both kinds"):
         metric(outputs, torch.zeros(60, dtype=torch.int64))
     with pytest.raises(ValueError, match="pairs"):

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ class AdaptPML(BaseMetricLossFunction):
         For an unknown attribute, one that the loss reads only when it is built, a start value outside its
         range, a range that is none, and ``ranges=None`` with a loss that :func:`available` does not know.
     TypeError
-        For an attribute that is no number or that the optimizer trains, and a loss that is no module.
+        For an attribute that is no number or that the optimizer trains, a loss that is no module, and ranges
+        that are no mapping of names.
 
     Notes
     -----
@@ -216,6 +218,8 @@ def _specs(loss: nn.Module, ranges: Mapping[str, Range] | None) -> tuple[PhiSpec
                 f"ranges must be given for {type(loss).__name__}; known without: {', '.join(sorted(known))}"
             )
         return tuple(known[type(loss).__name__].values())
+    if not isinstance(ranges, Mapping) or not all(isinstance(name, str) for name in ranges):
+        raise TypeError(f"ranges must map names of attributes to (low, high), got {ranges!r}")
     if not ranges:
         raise ValueError("ranges must name at least one attribute, got {}")
     return tuple(_spec(name, given) for name, given in ranges.items())
@@ -224,9 +228,10 @@ def _specs(loss: nn.Module, ranges: Mapping[str, Range] | None) -> tuple[PhiSpec
 def _spec(name: str, given: Range) -> PhiSpec:
     if isinstance(given, PhiSpec):
         return dataclasses.replace(given, name=name)
-    if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
+    pair = given[:2] if isinstance(given, (tuple, list)) and len(given) in (2, 3) else (None,)
+    if not all(isinstance(bound, Real) and not isinstance(bound, bool) for bound in pair):
         raise ValueError(
-            f"range of {name!r} must be (low, high), (low, high, rule) or a PhiSpec, got {given!r}"
+            f"range of {name!r} must be numbers (low, high), (low, high, rule) or a PhiSpec, got {given!r}"
         )
     return catalogue.spec(name, *given)
 

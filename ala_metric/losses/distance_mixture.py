@@ -167,7 +167,7 @@ class DistanceMixtureLoss(AdaptivePairLoss):
     def mined(self, pairs: _RowPairs | _MatrixPairs, indices: tuple[Tensor, ...], phi: Tensor) -> LossDict:
         """One loss per triplet, or one per positive and one per negative pair."""
         if len(indices) == 3:
-            if indices[0].numel() == 0:
+            if all(listed.numel() == 0 for listed in indices):
                 return {"loss": self.zero_loss()}
             return {"loss": term(pairs.triplets(*indices, phi), indices, "triplet")}
         found: LossDict = {}
@@ -176,7 +176,7 @@ class DistanceMixtureLoss(AdaptivePairLoss):
             ("neg", indices[2:], phi[5:]),
         ):
             found[f"{name}_loss"] = self.zero_loss()
-            if anchors.numel() > 0:
+            if anchors.numel() + others.numel() > 0:
                 values = pairs.mixture(anchors, others, weights, positive=name == "pos")
                 found[f"{name}_loss"] = term(values, (anchors, others), f"{name}_pair")
         return found

@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from .._arguments import what_it_is
+
 
 class ClassificationError:
     """Share of wrongly classified samples.
@@ -45,7 +47,7 @@ class ClassificationError:
             If there are no samples or fewer than two classes, shapes disagree, a target is out of range,
             or a row of logits has no softmax (NaN, ``+inf``, or ``-inf`` throughout).
         TypeError
-            If logits are not floating point or targets not integers.
+            If either is no tensor, logits are not floating point or targets not integers.
         """
         return float(_wrong(*_checked(outputs, targets)).double().mean())
 
@@ -129,6 +131,9 @@ class AUCPR:
 
 def _checked(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and int64 targets on the CPU, or an error that says what is wrong with them."""
+    for name, value in (("outputs", outputs), ("targets", targets)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {what_it_is(value)}")
     if outputs.ndim != 2 or outputs.shape[0] < 1 or outputs.shape[1] < 2:
         raise ValueError(f"outputs must be [N, C] logits with N >= 1 and C >= 2, got {list(outputs.shape)}")
     if not outputs.is_floating_point():

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops._check import check_embeddings, check_labels, known_values
 from ..types import RankImpl
 
 DEFAULT_K = (1, 10, 100, 1000)
@@ -166,13 +167,22 @@ def retrieval(
 
 
 def _shared_rows(x: Tensor, y: Tensor) -> int:
-    """How many rows of ``x`` begin where a row of ``y`` does: views of one tensor, not copies."""
+    """How many rows of ``x`` are the memory of a row of ``y``: views of one tensor, not copies.
+
+    Rows of expanded tensors share memory without being the same item, and count as their copies would.
+    """
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         return 0  # refused with the other arguments
+    if x.layout != torch.strided or y.layout != torch.strided:
+        return 0
     if x.ndim != 2 or y.ndim != 2 or not x.numel() or not y.numel() or x.device != y.device:
         return 0
     if x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
         return 0
+    if any(len(v) > 1 and v.stride(0) == 0 for v in (x, y)):
+        return 0
+    if x.dtype != y.dtype or x.shape[1] != y.shape[1] or (x.shape[1] > 1 and x.stride(1) != y.stride(1)):
+        return 0  # rows that begin alike, but go on differently
     start, other = (v.data_ptr() + torch.arange(len(v)) * v.stride(0) * v.element_size() for v in (x, y))
     return int(torch.isin(start, other).sum())
 
@@ -212,9 +222,9 @@ def class_means(scores: dict[str, Tensor], labels: Tensor, asked: Tensor) -> dic
     return {"class": classes, **means}
 
 
-def as_tuple(k: int | Sequence[int]) -> tuple[int, ...]:
+def as_tuple(k: Any) -> tuple[Any, ...]:
     """One depth or several, as a tuple."""
-    return tuple(k) if isinstance(k, Iterable) else (k,)
+    return tuple(k) if isinstance(k, Iterable) and getattr(k, "ndim", 1) > 0 else (k,)
 
 
 def check_depths(k: int | Sequence[int], references: int, *, trim: bool | None = None) -> tuple[int, ...]:
@@ -290,9 +300,15 @@ class RecallAtK:
         self.impl: RankImpl = impl
         self.name = "recall@" + ",".join(str(depth) for depth in self.k)
 
+    @torch.no_grad()
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
         """Evaluate on embeddings [N, D] and classes [N]; every row is searched among the others."""
-        first = ops.positive_ranks(outputs, targets, distance=self.distance, first_only=True, impl=self.impl)
+        check_embeddings(outputs, "outputs")
+        check_labels(targets, outputs, "targets", "outputs")
+        with known_values():
+            first = ops.positive_ranks(
+                outputs, targets, distance=self.distance, first_only=True, impl=self.impl
+            )
         depths = check_depths(self.k, len(first) - 1, trim=self._trim)
         first = first[first > 0]
         if len(first) == 0:

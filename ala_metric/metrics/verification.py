@@ -85,7 +85,8 @@ def verification(
         If lengths differ, a distance is NaN or infinite, there are fewer than two folds, all pairs (or
         all pairs outside one fold) are of one kind, or a rate lies outside [0, 1].
     TypeError
-        If ``folds`` are not integers or ``same`` neither booleans nor integers.
+        If an argument cannot be made a tensor, ``distances`` are complex, ``folds`` not integers or ``same``
+        neither booleans nor integers.
 
     Notes
     -----
@@ -113,11 +114,13 @@ def verification(
     >>> result.roc_auc
     0.875
     """
-    numbers = to_cpu(distances)
+    numbers = to_cpu("distances", distances)
+    if numbers.is_complex():
+        raise TypeError(f"distances must be real numbers, got {numbers.dtype}")
     rounding = torch.finfo(torch.float32 if numbers.dtype == torch.float32 else torch.float64).eps
     scores = _vector("distances", numbers.double())
-    positive = _vector("same", to_cpu(same), len(scores))
-    fold_of = _vector("folds", to_cpu(folds), len(scores))
+    positive = _vector("same", to_cpu("same", same), len(scores))
+    fold_of = _vector("folds", to_cpu("folds", folds), len(scores))
     if positive.dtype.kind not in "biu" or not np.isin(positive, (0, 1)).all():
         kind = ValueError if positive.dtype.kind in "biu" else TypeError
         raise kind(f"same must hold booleans or 0/1, got {positive.dtype} values")
@@ -154,11 +157,17 @@ def verification(
     )
 
 
-def to_cpu(value: Any) -> torch.Tensor:
+def to_cpu(name: str, value: Any) -> torch.Tensor:
     """Bring any input to the CPU; sequences of Python floats keep their 64 bits."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
-    return torch.as_tensor(np.array(value, order="C"))  # a copy: torch takes no negative strides
+    what = type(value).__name__
+    try:
+        array = np.array(value, order="C")  # a copy: torch takes no negative strides
+        what += f" of {array.dtype}" if array.ndim else ""
+        return torch.as_tensor(array)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a tensor, array or sequence of numbers, got {what}") from error
 
 
 def _vector(name: str, value: torch.Tensor, length: int | None = None) -> np.ndarray[Any, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .._arguments import what_it_is
 from .verification import VerificationResult, to_cpu, verification
 
 _PAIRS_PER_BLOCK = 16_384
@@ -34,7 +35,7 @@ class VerificationAccuracy:
     ValueError
         If the shapes are wrong or a row number is negative.
     TypeError
-        If ``pairs`` are not integers.
+        If ``pairs`` are not integers, or ``pairs`` or ``folds`` cannot be made a tensor.
 
     Notes
     -----
@@ -53,8 +54,8 @@ class VerificationAccuracy:
     higher_is_better = True
 
     def __init__(self, pairs: Any, folds: Any, *, distance: str = "euclidean") -> None:
-        self.pairs = to_cpu(pairs)
-        self.folds = to_cpu(folds)
+        self.pairs = to_cpu("pairs", pairs)
+        self.folds = to_cpu("folds", folds)
         if distance not in ("euclidean", "cosine"):
             raise ValueError(f"distance must be 'euclidean' or 'cosine', got {distance!r}")
         self.distance = distance
@@ -96,8 +97,13 @@ class VerificationAccuracy:
             If an embedding is NaN or infinite, shapes disagree, a pair names a row beyond N, or
             :func:`verification` refuses the pairs.
         TypeError
-            If the targets are not integers.
+            If outputs or targets are no tensors, outputs are complex, or targets not integers.
         """
+        for name, value in (("outputs", outputs), ("targets", targets)):
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name} must be a tensor, got {what_it_is(value)}")
+        if outputs.is_complex():
+            raise TypeError(f"outputs must be real numbers, got {outputs.dtype}")
         if outputs.ndim not in (2, 3):
             raise ValueError(f"outputs must be [N, D] or [N, V, D], got {list(outputs.shape)}")
         if targets.shape != outputs.shape[:1]:

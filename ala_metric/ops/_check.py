@@ -83,6 +83,20 @@ def _refuse_batched(x: Tensor, name: str) -> None:
         raise NotImplementedError(f"vmap over {name} is not supported; call the op once per batch")
 
 
+def refuse_batched_labels(labels: Tensor, ref_labels: Tensor | None) -> None:
+    """NotImplementedError under vmap over labels, for ops that must look at them."""
+    _refuse_batched(labels, "labels")
+    if ref_labels is not None:
+        _refuse_batched(ref_labels, "ref_labels")
+
+
+def _keepable(x: Tensor) -> Tensor:
+    """``x``, or its copy if it is an inference tensor and autograd may have to keep it."""
+    if torch.compiler.is_compiling() or not x.is_inference():
+        return x
+    return x.clone() if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() else x
+
+
 def check_derivatives(op: str, impl: Impl, *inputs: Tensor | None) -> None:
     """Refuse derivatives that kernels and strips lack: torch takes some for zero, and fails at others."""
     if torch.compiler.is_compiling() or impl == "reference":
@@ -99,10 +113,15 @@ def check_derivatives(op: str, impl: Impl, *inputs: Tensor | None) -> None:
 
 
 def check_embeddings(x: Tensor, name: str) -> Tensor:
-    """Refuse anything but a 2-D floating point tensor (without NaN and Inf under full checks)."""
+    """Refuse anything but a dense 2-D floating point tensor (without NaN and Inf under full checks).
+
+    What comes back can be kept for a backward pass: of inference tensors it is a copy.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {what_it_is(x)}")
     _refuse_batched(x, name)
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {x.layout}")
     if x.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.ndim != 2:
@@ -110,27 +129,29 @@ def check_embeddings(x: Tensor, name: str) -> Tensor:
     if _values_are_checked(x) and not _all_finite(x):
         bad = int((~torch.isfinite(x.detach())).any(dim=1).sum())
         raise ValueError(f"{name} must be finite, got NaN or Inf in {bad} of {x.shape[0]} rows")
-    return x
+    return _keepable(x)
 
 
 def check_labels(labels: Tensor, emb: Tensor, name: str, emb_name: str) -> Tensor:
-    """Refuse labels that do not fit ``emb``; return them as int64."""
+    """Refuse labels that do not fit ``emb``; return them as int64, and no inference tensor."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name} must be a tensor of integers, got {what_it_is(labels)}")
     if labels.dtype not in _INTEGERS:
         raise TypeError(f"{name} must have an integer dtype, got {labels.dtype}")
+    if labels.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {labels.layout}")
     if labels.ndim != 1 or labels.shape[0] != emb.shape[0]:
         raise ValueError(
             f"{name} must have shape [{emb.shape[0]}] like the rows of {emb_name}, got {tuple(labels.shape)}"
         )
     if labels.device != emb.device:
         raise ValueError(f"{name} must be on {emb.device} like {emb_name}, got {labels.device}")
-    return labels if labels.dtype == torch.int64 else labels.to(torch.int64)
+    return _keepable(labels) if labels.dtype == torch.int64 else labels.to(torch.int64)
 
 
 def check_references(x: Tensor, y: Tensor, name: str = "emb", y_name: str = "ref_emb") -> Tensor:
     """Refuse references ``y`` of another width, dtype or device than ``x``."""
-    check_embeddings(y, y_name)
+    y = check_embeddings(y, y_name)
     if y.shape[1] != x.shape[1]:
         raise ValueError(f"{y_name} must have {x.shape[1]} dimensions like {name}, got {y.shape[1]}")
     if y.dtype != x.dtype:
@@ -144,19 +165,22 @@ def check_batch(
     emb: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Check the four arguments that all batch ops share; labels come back as int64."""
-    check_embeddings(emb, "emb")
+    emb = check_embeddings(emb, "emb")
     labels = check_labels(labels, emb, "labels", "emb")
     if (ref_emb is None) != (ref_labels is None):
         given, missing = ("ref_labels", "ref_emb") if ref_emb is None else ("ref_emb", "ref_labels")
         raise ValueError(f"{given} was given without {missing}; give both or neither")
     if ref_emb is not None and ref_labels is not None:
-        check_references(emb, ref_emb)
+        ref_emb = check_references(emb, ref_emb)
         ref_labels = check_labels(ref_labels, ref_emb, "ref_labels", "ref_emb")
     return emb, labels, ref_emb, ref_labels
 
 
 def check_phi(phi: Tensor, length: int, emb: Tensor, *, positive: bool = False) -> Tensor:
-    """Refuse loss parameters of a wrong length or device, and NaN, Inf or (if ``positive``) values <= 0."""
+    """Refuse loss parameters of a wrong length or device, and NaN, Inf or (if ``positive``) values <= 0.
+
+    The signs are looked at on CPU whatever the checks.
+    """
     if not isinstance(phi, Tensor) or not phi.is_floating_point():
         found = phi.dtype if isinstance(phi, Tensor) else type(phi).__name__
         raise TypeError(f"phi must be a floating point tensor, got {found}")
@@ -165,13 +189,14 @@ def check_phi(phi: Tensor, length: int, emb: Tensor, *, positive: bool = False) 
         raise ValueError(f"phi must have shape [{length}], got {tuple(phi.shape)}")
     if phi.device != emb.device:
         raise ValueError(f"phi must be on {emb.device} like emb, got {phi.device}")
-    if _values_are_checked(emb):
+    full = _values_are_checked(emb)
+    if full or (positive and phi.is_cpu and not torch.compiler.is_compiling()):
         values = phi.tolist()
-        if not math.isfinite(sum(values)) and not all(map(math.isfinite, values)):
+        if full and not math.isfinite(sum(values)) and not all(map(math.isfinite, values)):
             raise ValueError(f"phi must be finite, got {values}")
-        if positive and min(values) <= 0:
+        if positive and not all(value > 0 for value in values):  # NaN is not
             raise ValueError(f"phi must be > 0, got {values}")
-    return phi
+    return _keepable(phi)
 
 
 def check_indices(index: Tensor, rows: int, emb: Tensor, name: str) -> Tensor:
@@ -179,17 +204,18 @@ def check_indices(index: Tensor, rows: int, emb: Tensor, name: str) -> Tensor:
     if not isinstance(index, Tensor) or index.ndim != 1:
         found = tuple(index.shape) if isinstance(index, Tensor) else type(index).__name__
         raise ValueError(f"{name} must be a 1-D tensor of indices, got {found}")
-    if index.numel() == 0:
-        return torch.empty(0, dtype=torch.int64, device=emb.device)
-    if index.dtype not in _INTEGERS:
-        raise TypeError(f"{name} must have an integer dtype, got {index.dtype}")
-    if index.device != emb.device:
+    if index.dtype not in _INTEGERS or index.device != emb.device:
+        if index.numel() == 0:
+            return torch.empty(0, dtype=torch.int64, device=emb.device)
+        if index.dtype not in _INTEGERS:
+            raise TypeError(f"{name} must have an integer dtype, got {index.dtype}")
         raise ValueError(f"{name} must be on {emb.device} like emb, got {index.device}")
-    if _values_are_checked(emb):
+    _refuse_batched(index, name)
+    if _values_are_checked(emb) and index.numel() > 0:
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= rows:
             raise ValueError(f"{name} must lie in [0, {rows - 1}], got values from {low} to {high}")
-    return index.to(torch.int64)
+    return _keepable(index.to(torch.int64))
 
 
 def check_own(own: Tensor | None, emb: Tensor, ref_emb: Tensor | None) -> Tensor | None:
@@ -199,6 +225,7 @@ def check_own(own: Tensor | None, emb: Tensor, ref_emb: Tensor | None) -> Tensor
     if ref_emb is None:
         raise ValueError("own was given without ref_emb: a row is no pair of itself there")
     own = check_labels(own, emb, "own", "emb")
+    _refuse_batched(own, "own")
     if own.numel() > 0 and _values_are_checked(emb):
         low, high = (int(v) for v in torch.aminmax(own))
         if low < -1 or high >= ref_emb.shape[0]:

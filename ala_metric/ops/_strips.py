@@ -76,22 +76,24 @@ def gather_chunks(total: int, x: Tensor) -> Iterator[slice]:
     return chunks(total, max(1, _GATHER_BYTES // (x.element_size() * max(1, x.shape[1]))))
 
 
+def computed_in_float32(op: CustomOpDef) -> None:
+    """Autocast hands the op float32 (float64 stays), also for the products inside it."""
+    for device in ("cpu", "cuda"):
+        op.register_autocast(device, torch.float32)
+
+
 def differentiable_once(
     forward: CustomOpDef, backward: CustomOpDef, differentiate: Callable[..., Any], save: Callable[..., None]
 ) -> None:
-    """Register the gradient of a strip op, and refuse the gradient's gradient.
-
-    Autocast hands both ops float32 (float64 stays), also for the products inside them.
-    """
+    """Register the gradient of a strip op, and refuse the gradient's gradient; both stay in float32."""
 
     def no_second_derivative(*_: Any) -> Any:
         raise NotImplementedError(f"{forward._name} is differentiable once; use impl='reference' for more")
 
     forward.register_autograd(differentiate, setup_context=save)
     backward.register_autograd(no_second_derivative)
-    for op in (forward, backward):
-        for device in ("cpu", "cuda"):
-            op.register_autocast(device, torch.float32)
+    computed_in_float32(forward)
+    computed_in_float32(backward)
 
 
 def squares(x: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def distance_mixture(
         there is none: shape [N], any integer dtype; only with ``ref_emb``. Other references of the same
         values count. On CUDA it takes ``"strips"``.
     impl
-        ``"native"`` (fused), ``"strips"`` (torch only), ``"reference"`` (N x M matrices) or ``"auto"``.
+        ``"native"`` (fused; the same bits for any number of threads), ``"strips"`` (torch only),
+        ``"reference"`` (N x M matrices) or ``"auto"``.
     precision
         The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8
         bits of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's
@@ -92,6 +93,9 @@ def distance_mixture(
     ------
     TypeError, ValueError
         For arguments of a wrong type, shape or device, and for NaN or Inf under full checks.
+    NotImplementedError
+        Under ``torch.vmap``, but for one over labels with ``"strips"`` or ``"reference"``; and for second
+        and forward-mode derivatives, which only ``"reference"`` has.
 
     Examples
     --------

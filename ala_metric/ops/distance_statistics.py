@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ..types import Impl, Precision
 from . import _functions as f
-from ._check import check_batch, check_precision, compute
+from ._check import check_batch, check_precision, compute, refuse_batched_labels
 from ._reference import distance_matrix, pair_masks
 from ._select import choose
-from ._strips import PairStrips
+from ._strips import PairStrips, computed_in_float32
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def distance_statistics(
     ref_emb, ref_labels
         References, shapes [M, D] and [M]; without them the batch, less each row's pair with itself.
     impl
-        ``"native"``, ``"strips"``, ``"reference"`` or ``"auto"``.
+        ``"native"`` (the same bits for any number of threads), ``"strips"``, ``"reference"`` or ``"auto"``.
     precision
         The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8
         bits of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's
@@ -58,6 +58,8 @@ def distance_statistics(
     ------
     TypeError, ValueError
         For arguments of a wrong type, shape or device, and for NaN or Inf under full checks.
+    NotImplementedError
+        Under ``torch.vmap``.
 
     Examples
     --------
@@ -67,6 +69,7 @@ def distance_statistics(
     tensor([1., 1.])
     """
     emb, labels, ref_emb, ref_labels = check_batch(emb, labels, ref_emb, ref_labels)
+    refuse_batched_labels(labels, ref_labels)
     lowest = check_precision(precision, emb)
     which = choose("distance_statistics", impl, emb.device).impl
     if which == "native":
@@ -76,14 +79,40 @@ def distance_statistics(
             emb, labels, ref_emb=ref_emb, ref_labels=ref_labels, precision=lowest
         )
     x, y = compute(emb), None if ref_emb is None else compute(ref_emb)
-    sums = torch.zeros(10, dtype=torch.float64, device=x.device)
-    counts = torch.zeros(2, dtype=torch.float64, device=x.device)
-    if which == "reference":
-        _add(sums, counts, distance_matrix(x, x if y is None else y), *pair_masks(labels, ref_labels))
-    else:
-        strips = PairStrips(x, y, lowest)
-        for strip in strips:
-            _add(sums, counts, strip.distance, *strips.masks(strip, labels, ref_labels))
+    if which == "strips":
+        means: Tensor = torch.ops.ala_metric_strips.distance_statistics(x, labels, y, ref_labels, lowest)
+        return means
+    sums, counts = _zeros(x)
+    _add(sums, counts, distance_matrix(x, x if y is None else y), *pair_masks(labels, ref_labels))
+    return _means(sums, counts, x)
+
+
+@torch.library.custom_op("ala_metric_strips::distance_statistics", mutates_args=())
+def _statistics(
+    x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None, precision: int = 0
+) -> Tensor:
+    sums, counts = _zeros(x)
+    strips = PairStrips(x, y, precision)
+    for strip in strips:
+        _add(sums, counts, strip.distance, *strips.masks(strip, labels, ref_labels))
+    return _means(sums, counts, x)
+
+
+@_statistics.register_fake
+def _statistics_shape(
+    x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None, precision: int = 0
+) -> Tensor:
+    return x.new_empty(10)
+
+
+computed_in_float32(_statistics)
+
+
+def _zeros(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_zeros(10, dtype=torch.float64), x.new_zeros(2, dtype=torch.float64)
+
+
+def _means(sums: Tensor, counts: Tensor, x: Tensor) -> Tensor:
     return (sums / counts.clamp_min(1).repeat_interleave(5)).to(x.dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -44,12 +45,13 @@ def focal_weighting(
     phi
         The two sharpnesses, shape [2], > 0, in 1 / distance; any float dtype.
     offset
-        The distance offset :math:`\alpha`.
+        The distance offset :math:`\alpha`, a finite number.
     ref_emb, ref_labels
         References, shapes [M, D] and [M]. Without them the batch is its own reference set, and the pair of
         a row with itself is left out.
     impl
-        ``"native"`` (fused), ``"strips"`` (torch only), ``"reference"`` (N x M matrices) or ``"auto"``.
+        ``"native"`` (fused; the same bits for any number of threads), ``"strips"`` (torch only),
+        ``"reference"`` (N x M matrices) or ``"auto"``.
     precision
         The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8
         bits of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's
@@ -71,7 +73,12 @@ def focal_weighting(
     Raises
     ------
     TypeError, ValueError
-        For arguments of a wrong type, shape or device; for NaN or Inf and for phi <= 0 under full checks.
+        For arguments of a wrong type, shape or device, an offset that is not finite, and NaN or Inf under
+        full checks. For phi <= 0 under full checks and on CPU; the loss is NaN for them elsewhere, and in
+        compiled code.
+    NotImplementedError
+        Under ``torch.vmap``, but for one over labels with ``"strips"`` or ``"reference"``; and for second
+        and forward-mode derivatives, which only ``"reference"`` has.
 
     Examples
     --------
@@ -83,6 +90,8 @@ def focal_weighting(
     """
     emb, labels, ref_emb, ref_labels = check_batch(emb, labels, ref_emb, ref_labels)
     phi = check_phi(phi, 2, emb, positive=True)
+    if not isinstance(offset, Real):
+        raise TypeError(f"offset must be a finite number, got {offset!r}")
     if not -math.inf < offset < math.inf:  # symbolic while torch.compile traces
         raise ValueError(f"offset must be finite, got {offset}")
     lowest = check_precision(precision, emb)
@@ -104,6 +113,7 @@ def focal_weighting(
         )
     x, y = compute(emb), None if ref_emb is None else compute(ref_emb)
     phi = phi.to(x.dtype)
+    phi = torch.where(phi > 0, phi, torch.nan)  # where its values were not looked at
     losses: Tensor
     if which == "strips":
         losses = torch.ops.ala_metric_strips.focal_weighting(x, labels, phi, offset, y, ref_labels, lowest)[0]

@@ -45,7 +45,7 @@ def mixture_pairs(
     ref_emb
         References, shape [M, D]; ``None`` means ``emb``.
     impl
-        ``"native"``, ``"strips"``, ``"reference"`` or ``"auto"``.
+        ``"native"`` (the same bits for any number of threads), ``"strips"``, ``"reference"`` or ``"auto"``.
 
     Returns
     -------
@@ -57,6 +57,8 @@ def mixture_pairs(
     ------
     TypeError, ValueError
         For arguments of a wrong type, shape or device, and (full checks) indices out of range.
+    NotImplementedError
+        Under ``torch.vmap``, and for second and forward-mode derivatives, which only ``"reference"`` has.
 
     Examples
     --------
@@ -110,7 +112,7 @@ def mixture_triplets(
     ref_emb
         References, shape [M, D]; ``None`` means ``emb``.
     impl
-        ``"native"``, ``"strips"``, ``"reference"`` or ``"auto"``.
+        ``"native"`` (the same bits for any number of threads), ``"strips"``, ``"reference"`` or ``"auto"``.
 
     Returns
     -------
@@ -122,6 +124,8 @@ def mixture_triplets(
     ------
     TypeError, ValueError
         For arguments of a wrong type, shape or device, and (full checks) indices out of range.
+    NotImplementedError
+        Under ``torch.vmap``, and for second and forward-mode derivatives, which only ``"reference"`` has.
 
     Examples
     --------
@@ -148,7 +152,7 @@ def mixture_triplets(
 
 
 def _check(emb: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    check_embeddings(emb, "emb")
+    emb = check_embeddings(emb, "emb")
     return emb, None if ref_emb is None else check_references(emb, ref_emb)
 
 
@@ -158,8 +162,8 @@ def _check_lists(emb: Tensor, ref_emb: Tensor | None, **lists: Tensor) -> tuple[
         check_indices(index, (emb if name == "anchors" else references).shape[0], emb, name)
         for name, index in lists.items()
     )
-    lengths = {name: len(index) for name, index in lists.items()}
-    if len(set(lengths.values())) > 1:
+    if any(index.shape != checked[0].shape for index in checked[1:]):
+        lengths = {name: len(index) for name, index in lists.items()}
         raise ValueError(f"index lists must have equal lengths, got {lengths}")
     return checked
 

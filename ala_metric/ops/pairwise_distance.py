@@ -32,7 +32,8 @@ def pairwise_distance(
     y
         Shape [M, D], same dtype and device; ``None`` means ``x``, and then the diagonal is exactly 0.
     impl
-        ``"native"``, ``"strips"``, ``"reference"`` (an N x M x D temporary) or ``"auto"``.
+        ``"native"`` (the same bits for any number of threads), ``"strips"``, ``"reference"`` (an N x M x D
+        temporary) or ``"auto"``.
     precision
         The lowest precision of the matrix products on a GPU: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (11 or 8
         bits of significand for what is multiplied; sums, functions and near pairs stay float32). The CPU's
@@ -50,6 +51,8 @@ def pairwise_distance(
     ------
     TypeError, ValueError
         For arguments of a wrong type, shape or device, and for NaN or Inf under full checks.
+    NotImplementedError
+        Under ``torch.vmap``, and for second and forward-mode derivatives, which only ``"reference"`` has.
 
     Examples
     --------
@@ -59,9 +62,9 @@ def pairwise_distance(
     tensor([[0., 5.],
             [5., 0.]])
     """
-    check_embeddings(x, "x")
+    x = check_embeddings(x, "x")
     if y is not None:
-        check_references(x, y, "x", "y")
+        y = check_references(x, y, "x", "y")
     lowest = check_precision(precision, x)
     which = choose("pairwise_distance", impl, x.device).impl
     check_derivatives("pairwise_distance", which, x, y)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..types import RankImpl
-from ._check import check_batch
+from ._check import check_batch, refuse_batched_labels
 from ._rank_strips import RankStrips, positives_per_query
 from ._select import choose
 
@@ -101,6 +101,9 @@ def positive_ranks(
     ImportError, RuntimeError
         With ``impl="faiss"`` if faiss is missing or two of its packages are installed over each other; with
         ``impl="native"`` where it cannot run.
+    NotImplementedError
+        Under ``torch.vmap``, and inside of ``torch.compile(fullgraph=True)``: the number of ranks depends on
+        the labels. Without ``fullgraph`` it breaks the graph.
 
     Examples
     --------
@@ -111,7 +114,10 @@ def positive_ranks(
     >>> ranks.tolist(), offsets.tolist()
     ([1, 3, 2, 3, 2, 3], [0, 2, 4, 4, 6])
     """
+    if torch.compiler.is_compiling():
+        raise NotImplementedError("positive_ranks is not compiled: call it outside of torch.compile")
     emb, labels, ref_emb, ref_labels = check_batch(emb, labels, ref_emb, ref_labels)
+    refuse_batched_labels(labels, ref_labels)
     if distance not in ("euclidean", "cosine"):
         raise ValueError(f"distance must be 'euclidean' or 'cosine', got {distance!r}")
     if ties not in ("pessimistic", "optimistic", "both"):
