@@ -136,6 +136,8 @@ class AdaptivePairLoss(BaseMetricLossFunction):
         ref_labels: Tensor | None,
     ) -> LossDict:
         """Loss terms in pytorch-metric-learning's dictionary form, called by ``forward``."""
+        if isinstance(indices_tuple, Tensor):
+            raise TypeError("indices_tuple must be a tuple of 3 or 4 index tensors, got a tensor")
         if indices_tuple is not None and len(indices_tuple) not in (3, 4):
             raise ValueError(
                 "indices_tuple must be (anchors, positives, negatives) or "
