@@ -302,7 +302,7 @@ def test_one_side_empty(name: str, x: Tensor, labels: Tensor) -> None:
 def test_labels_or_indices_are_needed(name: str, x: Tensor) -> None:
     with pytest.raises(ValueError, match=r"labels .* are needed when indices_tuple is None"):
         make(name)(x)
-    with pytest.raises(TypeError, match="indices_tuple must be a tuple of 3 or 4 index tensors, got a tensor"):
+    with pytest.raises(TypeError, match="indices_tuple must be a tuple of 3 or 4 index tensors"):
         make(name)(x, torch.arange(len(x)), torch.zeros(3, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="got 2 index lists"):
         make(name)(x, None, (torch.tensor([0]), torch.tensor([1])))
